@@ -1,0 +1,24 @@
+//! blockferry: a block-device snapshot replicator whose replica is always exactly some complete generation.
+//!
+//! The floor plan. Imports only go down, and rooms on one floor do not know each other
+//! (`tests/tidy.rs` reads the `use` lines and names the pair that breaks this).
+//!
+//! | floor | rooms | business |
+//! |---|---|---|
+//! | 5 | `cli` | words typed by a person |
+//! | 4 | `agent` | decides when and how often; one attempt from lock to summary |
+//! | 3 | `sender`, `receiver` | one snapshot in, one delta out; one delta in, one generation out |
+//! | 2 | [`disk`], [`transport`], `lvm`, `state` | a device, a stream, a snapshot, what we remember |
+//! | 1 | `format`, [`ring`] | what bytes mean; asking the kernel to move them |
+//! | 0 | [`error`], [`limits`], [`extent`], [`digest`] | words |
+//!
+//! The data goes one way:
+//! reader → hasher → comparer → compressor → framer → transport → deframer → journal → applier → committer.
+
+pub mod digest;
+pub mod disk;
+pub mod error;
+pub mod extent;
+pub mod limits;
+pub mod ring;
+pub mod transport;

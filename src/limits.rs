@@ -1,0 +1,84 @@
+//! Every bound of the program, with its reason. A queue, frame, retry or buffer that has no line
+//! here has no bound, and that is a bug.
+
+use std::time::Duration;
+
+/// The unit of sending and of the 32-bit fingerprints: the page size of nearly every file system
+/// and data base, so that a random write touches one.
+pub const BLOCK_BYTES: usize = 4096;
+
+/// Smallest extent: one block.
+pub const EXTENT_BYTES_MIN: u32 = 4096;
+/// Default extent: 80 bytes of manifest for each, 0.12 % of the volume.
+pub const EXTENT_BYTES_DEFAULT: u32 = 64 << 10;
+/// Largest extent: it has to fit one I/O buffer and one frame.
+pub const EXTENT_BYTES_MAX: u32 = 4 << 20;
+
+/// The unit of I/O; an extent larger than this is its own chunk.
+pub const CHUNK_BYTES: usize = 1 << 20;
+
+/// Largest volume that offsets and page counts are believed for (1 EiB), so that no sum of two
+/// offsets that came from outside can overflow.
+pub const VOLUME_BYTES_MAX: u64 = 1 << 60;
+
+/// Devices are counted in sectors of this size.
+pub const SECTOR_BYTES: u64 = 512;
+
+/// Reads in flight on the source: full speed of the measured disks from 1 MiB x 8 on.
+pub const READ_DEPTH: usize = 8;
+/// Read buffers above the depth, so that the next read is submitted before a chunk is hashed.
+pub const READ_SPARE: usize = 2;
+/// Write buffers of the receiver.
+pub const WRITE_DEPTH: usize = 8;
+/// Entries of a ring's submission queue; longer run lists wait in a list of our own.
+pub const RING_ENTRIES: u32 = 128;
+/// Threads of the blocking engine: four cost about five per cent against io_uring.
+pub const BLOCKING_THREADS: usize = 4;
+
+/// Plain bytes after which the packer closes a Data frame: longer runs pack no better.
+pub const PACK_BYTES: usize = 256 << 10;
+/// Extents of one Data frame, so that its table stays small beside its payload.
+pub const FRAME_EXTENTS_MAX: usize = 256;
+/// Largest plain payload of a Data frame: a full pack, or one extent of the largest size.
+pub const FRAME_PLAIN_BYTES_MAX: usize = EXTENT_BYTES_MAX as usize + PACK_BYTES;
+/// Largest body of any frame: the plain payload stored, and its table.
+pub const FRAME_BODY_BYTES_MAX: usize = FRAME_PLAIN_BYTES_MAX + (256 << 10);
+/// Longest greeting line; what is longer is not our program.
+pub const GREETING_BYTES_MAX: usize = 128;
+/// Longest string in a handshake or error frame.
+pub const STRING_BYTES_MAX: usize = 4096;
+/// Entries of one Have frame.
+pub const HAVE_ENTRIES_MAX: usize = 1024;
+/// Extents one Need frame may ask for again.
+pub const NEED_EXTENTS_MAX: usize = 16 << 10;
+/// Times the receiver asks for extents again before it gives the session up.
+pub const NEED_ROUNDS_MAX: u32 = 4;
+
+/// Bytes of one outgoing or incoming transport buffer: one largest frame must fit.
+pub const TRANSPORT_BUFFER_BYTES: usize = 1 << 20;
+/// Outgoing buffers on their way before the sender has to wait.
+pub const TRANSPORT_BUFFERS: usize = 3;
+
+/// Journal bytes between two syncs while receiving: what a cut costs at most.
+pub const JOURNAL_CHECKPOINT_BYTES: u64 = 64 << 20;
+/// Replica bytes between two flushes of a direct copy: what a cut costs at most.
+pub const DIRECT_CHECKPOINT_BYTES: u64 = 256 << 20;
+/// Share of the state directory's file system that a journal leaves free.
+pub const JOURNAL_RESERVE_BYTES: u64 = 16 << 20;
+
+/// Extents of one manifest page: with 64 KiB extents a page is 20 KiB and covers 16 MiB.
+pub const PAGE_EXTENTS: usize = 256;
+/// Manifest pages held in memory by one reader or writer.
+pub const PAGES_CACHED: usize = 4;
+
+/// Extents re-hashed on the replica before the first write of a session, beside the first and the last.
+pub const SAMPLE_EXTENTS: usize = 6;
+/// Extents compared to find out whether a target already holds a copy.
+pub const SEED_SAMPLES: usize = 64;
+
+/// Time limit for helpers such as blkid.
+pub const HELPER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often a wait looks at the stop flag.
+pub const STOP_POLL: Duration = Duration::from_millis(200);
+/// Time without a byte moved after which a peer counts as gone.
+pub const STALL_TIMEOUT: Duration = Duration::from_secs(120);
