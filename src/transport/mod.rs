@@ -7,8 +7,10 @@
 mod inbox;
 pub mod memory;
 pub mod stream;
+pub mod wire;
 
 pub use inbox::Inbox;
+pub use wire::Wire;
 
 use crate::error::Result;
 use crate::ring::AlignedBuf;

@@ -1,0 +1,183 @@
+//! Reads a device from front to back, several chunks ahead, and gives them out in order. Holes are
+//! never read: they come as ranges.
+
+use super::{Action, Disk, Pool, Request, Run};
+use crate::error::{Context, Error, Kind, Result};
+use crate::extent::Geometry;
+use crate::limits::{READ_DEPTH, READ_SPARE};
+use crate::ring::AlignedBuf;
+use std::collections::VecDeque;
+use std::ops::Range;
+
+/// Bytes as they were read: extents from `offset` on, not looked at yet.
+#[derive(Debug)]
+pub struct RawChunk {
+    /// Where the chunk begins on the volume: at an extent.
+    pub offset: u64,
+    /// How much of the buffer it is: whole extents, except at the end of the volume.
+    pub bytes: usize,
+    /// The data.
+    pub buffer: AlignedBuf,
+}
+
+impl RawChunk {
+    /// The data read.
+    pub fn data(&self) -> &[u8] {
+        &self.buffer[..self.bytes]
+    }
+}
+
+/// The next piece of the volume.
+#[derive(Debug)]
+pub enum Piece {
+    /// Something that was read.
+    Chunk(RawChunk),
+    /// These extents are a hole of the file: zero, without reading.
+    Hole(Range<u64>),
+}
+
+enum Slot {
+    Hole(Range<u64>),
+    Reading { offset: u64, bytes: usize, buffer: Option<AlignedBuf> },
+}
+
+/// A scan over a device.
+pub struct Scan<'a> {
+    disk: &'a mut dyn Disk,
+    geometry: Geometry,
+    pool: Pool,
+    /// Position up to which reads are submitted.
+    at: u64,
+    /// Data from `at` on that is known to be no hole.
+    data_end: u64,
+    slots: VecDeque<Slot>,
+    reading: usize,
+    first_token: u64,
+    read_bytes: u64,
+}
+
+impl<'a> Scan<'a> {
+    /// A scan of the whole volume.
+    pub fn new(disk: &'a mut dyn Disk, geometry: Geometry) -> Result<Scan<'a>> {
+        let pool = Pool::new(READ_DEPTH + READ_SPARE, geometry.chunk_bytes()).context(Kind::Failed, || "allocate read buffers")?;
+        disk.register(&pool);
+        Ok(Scan { disk, geometry, pool, at: 0, data_end: 0, slots: VecDeque::new(), reading: 0, first_token: 0, read_bytes: 0 })
+    }
+
+    /// Bytes read so far; holes do not count.
+    pub fn read_bytes(&self) -> u64 {
+        self.read_bytes
+    }
+
+    /// Gives a chunk's buffer back.
+    pub fn recycle(&mut self, chunk: RawChunk) {
+        self.pool.put(chunk.buffer);
+    }
+
+    /// The next piece in the order of the volume; `None` at its end.
+    pub fn next(&mut self) -> Result<Option<Piece>> {
+        self.read_ahead()?;
+        while let Some(Slot::Reading { buffer: None, .. }) = self.slots.front() {
+            self.reap()?;
+        }
+        let Some(slot) = self.slots.pop_front() else { return Ok(None) };
+        self.first_token += 1;
+        Ok(Some(match slot {
+            Slot::Hole(extents) => Piece::Hole(extents),
+            Slot::Reading { offset, bytes, buffer: Some(buffer) } => Piece::Chunk(RawChunk { offset, bytes, buffer }),
+            Slot::Reading { .. } => return Err(Error::new(Kind::Failed, "a read was given out before it was done")),
+        }))
+    }
+
+    /// Submits reads up to the depth: before the caller looks at a chunk, the next is on its way.
+    fn read_ahead(&mut self) -> Result<()> {
+        while self.reading < READ_DEPTH && self.at < self.geometry.volume_bytes() {
+            if self.at >= self.data_end && self.skip_hole()? {
+                continue;
+            }
+            let Some(buffer) = self.pool.take() else { break };
+            let bytes = (self.data_end - self.at).min(self.geometry.chunk_bytes() as u64) as usize;
+            let token = self.first_token + self.slots.len() as u64;
+            let run = Run { at: 0, offset: self.at, bytes };
+            self.disk.submit(Request { token, action: Action::Read(buffer, vec![run]) })?;
+            self.slots.push_back(Slot::Reading { offset: self.at, bytes, buffer: None });
+            self.reading += 1;
+            self.at += bytes as u64;
+        }
+        Ok(())
+    }
+
+    /// Finds the next data and, before it, a hole of whole extents. `true`: look again, `at` moved.
+    fn skip_hole(&mut self) -> Result<bool> {
+        let volume_bytes = self.geometry.volume_bytes();
+        let data = self.disk.data_range(self.at)?.unwrap_or(volume_bytes..volume_bytes);
+        let hole = self.geometry.extents_within(self.at..data.start.min(volume_bytes));
+        let hole_bytes = self.geometry.bytes_range(hole.clone());
+        self.data_end = self.geometry.bytes_range(self.geometry.extents_touching(self.at..data.end.max(self.at + 1))).end;
+        if hole.is_empty() {
+            return Ok(false);
+        }
+        self.slots.push_back(Slot::Hole(hole));
+        self.at = hole_bytes.end;
+        Ok(true)
+    }
+
+    fn reap(&mut self) -> Result<()> {
+        let done = self.disk.wait()?.ok_or_else(|| Error::new(Kind::Failed, "a read vanished"))?;
+        let at = done.token.wrapping_sub(self.first_token) as usize;
+        let Some(Slot::Reading { offset, bytes, buffer }) = self.slots.get_mut(at) else {
+            return Err(Error::new(Kind::Failed, "a read came back that nobody asked for"));
+        };
+        let (offset, bytes) = (*offset, *bytes);
+        *buffer = done.buffer;
+        self.reading -= 1;
+        let name = self.disk.name();
+        done.result.context(Kind::Storage, || format!("read {bytes} bytes at {offset:#x} of {name}"))?;
+        self.read_bytes += bytes as u64;
+        Ok(())
+    }
+
+    /// Reads one extent out of order, after the scan: for extents the receiver asks for again.
+    pub fn extent(&mut self, extent: crate::extent::ExtentIndex) -> Result<RawChunk> {
+        let (offset, bytes) = (self.geometry.offset(extent), self.geometry.bytes_of(extent));
+        let buffer = self.pool.take().ok_or_else(|| Error::new(Kind::Failed, "no read buffer is free"))?;
+        let buffer = super::read(self.disk, buffer, offset, bytes)?;
+        self.read_bytes += bytes as u64;
+        Ok(RawChunk { offset, bytes, buffer })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::ram::RamDisk;
+
+    #[test]
+    fn chunks_and_holes_cover_the_volume_once_and_in_order() {
+        for (bytes, data) in [(7 << 20, vec![0..100, 3_000_000..3_000_001]), (65536 * 5 + 512, vec![65536 * 5 + 100..65536 * 5 + 200]), (4096, vec![])] {
+            let mut content = vec![0; bytes];
+            data.iter().cloned().for_each(|range: Range<usize>| content[range].fill(7));
+            let geometry = Geometry::new(bytes as u64, 65536).unwrap();
+            let mut disk = RamDisk::new("ram", content.clone());
+            let mut scan = Scan::new(&mut disk, geometry).unwrap();
+            let mut at = 0;
+            while let Some(piece) = scan.next().unwrap() {
+                match piece {
+                    Piece::Hole(extents) => {
+                        let range = geometry.bytes_range(extents);
+                        assert_eq!(range.start, at);
+                        assert!(content[range.start as usize..range.end as usize].iter().all(|byte| *byte == 0));
+                        at = range.end;
+                    }
+                    Piece::Chunk(chunk) => {
+                        assert_eq!(chunk.offset, at);
+                        assert_eq!(chunk.data(), &content[at as usize..at as usize + chunk.bytes]);
+                        at += chunk.bytes as u64;
+                        scan.recycle(chunk);
+                    }
+                }
+            }
+            assert_eq!(at, bytes as u64);
+        }
+    }
+}

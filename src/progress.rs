@@ -1,0 +1,76 @@
+//! What a run counts while it goes on, and the flag that stops it: written by the line, read by
+//! whoever draws a bar, never a lock between them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
+
+/// What the run is busy with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Phase {
+    /// Opening, locking, shaking hands.
+    Connect = 0,
+    /// The receiver reads its replica to learn what it holds.
+    Survey = 1,
+    /// The source is read and differences travel.
+    Transfer = 2,
+    /// The journal is applied and flushed.
+    Commit = 3,
+}
+
+impl Phase {
+    /// The word a person sees.
+    pub fn word(self) -> &'static str {
+        match self {
+            Phase::Connect => "connecting",
+            Phase::Survey => "surveying",
+            Phase::Transfer => "copying",
+            Phase::Commit => "committing",
+        }
+    }
+}
+
+/// Shared counters of one run.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Set by the first SIGINT or SIGTERM: stop at a resumable point.
+    pub stop: Arc<AtomicBool>,
+    phase: AtomicU8,
+    /// Bytes of the volume the phase is about.
+    pub total_bytes: AtomicU64,
+    /// Bytes of it done, holes included.
+    pub scanned_bytes: AtomicU64,
+    /// Bytes found to differ.
+    pub changed_bytes: AtomicU64,
+    /// Bytes put on the wire.
+    pub sent_bytes: AtomicU64,
+}
+
+impl Progress {
+    /// Counters at zero, with the caller's stop flag.
+    pub fn new(stop: Arc<AtomicBool>) -> Arc<Progress> {
+        Arc::new(Progress { stop, ..Progress::default() })
+    }
+
+    /// Enters a phase about `total_bytes`.
+    pub fn enter(&self, phase: Phase, total_bytes: u64) {
+        self.scanned_bytes.store(0, Relaxed);
+        self.total_bytes.store(total_bytes, Relaxed);
+        self.phase.store(phase as u8, Relaxed);
+    }
+
+    /// The phase the run is in.
+    pub fn phase(&self) -> Phase {
+        match self.phase.load(Relaxed) {
+            1 => Phase::Survey,
+            2 => Phase::Transfer,
+            3 => Phase::Commit,
+            _ => Phase::Connect,
+        }
+    }
+
+    /// Whether somebody asked for an end.
+    pub fn stopped(&self) -> bool {
+        self.stop.load(Relaxed)
+    }
+}

@@ -1,0 +1,333 @@
+//! The journal: proven frames are appended and synced now and then; a walk reads them back.
+//!
+//! Bytes that were synced are never written again (each sync pads to 4 KiB), so that a torn write can
+//! only hurt what was not promised yet.
+
+use crate::disk::{Action, AlignedBuf, Disk, Pool, Request, Run};
+use crate::error::{Context, Error, Kind, Result};
+use crate::format::journal::{ALIGN_BYTES, Belongs, Chain, Item, align, item};
+use crate::format::stream::{self, Frame, FrameKind, HEADER_BYTES, Header, Message, Seal};
+use crate::limits::CHUNK_BYTES;
+use crate::transport::Inbox;
+
+/// Buffers of a journal writer.
+const BUFFERS: usize = 3;
+
+/// Appends to a journal.
+pub struct Journaler {
+    disk: Box<dyn Disk>,
+    pool: Pool,
+    buffer: Option<AlignedBuf>,
+    /// Bytes in the buffer that are not written yet.
+    filled: usize,
+    /// Where the buffer begins in the file.
+    at: u64,
+    in_flight: usize,
+    synced: u64,
+    chain: Chain,
+}
+
+impl Journaler {
+    /// Begins a journal on an empty file.
+    pub fn create(disk: Box<dyn Disk>, belongs: &Belongs) -> Result<Journaler> {
+        let mut journal = Journaler::at(disk, 0, Chain::default())?;
+        journal.append_bytes(&belongs.encode())?;
+        journal.checkpoint()?;
+        Ok(journal)
+    }
+
+    /// Goes on behind what a walk found; what lies after `end` is cut off first.
+    pub fn resume(mut disk: Box<dyn Disk>, end: u64, chain: Chain) -> Result<Journaler> {
+        disk.resize(align(end))?;
+        crate::disk::flush(&mut *disk)?;
+        // From here on a crash cannot bring the cut tail back behind new frames.
+        Journaler::at(disk, align(end), chain)
+    }
+
+    fn at(mut disk: Box<dyn Disk>, at: u64, chain: Chain) -> Result<Journaler> {
+        let pool = Pool::new(BUFFERS, CHUNK_BYTES).context(Kind::Failed, || "allocate journal buffers")?;
+        disk.register(&pool);
+        Ok(Journaler { disk, pool, buffer: None, filled: 0, at, in_flight: 0, synced: at, chain })
+    }
+
+    /// Bytes so far, padding included.
+    pub fn bytes(&self) -> u64 {
+        self.at + self.filled as u64
+    }
+
+    /// Bytes that a crash now would cost.
+    pub fn unsynced(&self) -> u64 {
+        self.bytes() - self.synced
+    }
+
+    /// Appends a proven frame.
+    pub fn append(&mut self, header: &Header, frame: &[u8]) -> Result<()> {
+        self.append_bytes(frame)?;
+        self.chain.add(header);
+        Ok(())
+    }
+
+    fn append_bytes(&mut self, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            let mut buffer = self.take_buffer()?;
+            let room = buffer.len() - self.filled;
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            buffer[self.filled..self.filled + now.len()].copy_from_slice(now);
+            self.filled += now.len();
+            bytes = later;
+            if self.filled == buffer.len() {
+                self.write(buffer)?;
+            } else {
+                self.buffer = Some(buffer);
+            }
+        }
+        Ok(())
+    }
+
+    fn take_buffer(&mut self) -> Result<AlignedBuf> {
+        if let Some(buffer) = self.buffer.take() {
+            return Ok(buffer);
+        }
+        loop {
+            match self.pool.take() {
+                Some(buffer) => return Ok(buffer),
+                None => self.reap()?,
+            }
+        }
+    }
+
+    fn write(&mut self, buffer: AlignedBuf) -> Result<()> {
+        let run = Run { at: 0, offset: self.at, bytes: self.filled };
+        self.at += self.filled as u64;
+        self.filled = 0;
+        self.in_flight += 1;
+        self.disk.submit(Request { token: self.at, action: Action::Write(buffer, vec![run]) })
+    }
+
+    fn reap(&mut self) -> Result<()> {
+        let done = self.disk.wait()?.ok_or_else(|| Error::new(Kind::Failed, "a journal write vanished"))?;
+        self.in_flight -= 1;
+        if let Some(buffer) = done.buffer {
+            self.pool.put(buffer);
+        }
+        let name = self.disk.name();
+        let advice = "the replica is untouched; make room there, or see how much a run would send with --dry-run";
+        done.result.context(Kind::Storage, || format!("write the journal {name} at {} bytes ({advice})", self.at))?;
+        Ok(())
+    }
+
+    /// Pads, writes and syncs. From here on a crash keeps every frame appended so far.
+    pub fn checkpoint(&mut self) -> Result<()> {
+        if let Some(mut buffer) = self.buffer.take() {
+            let padded = self.filled.next_multiple_of(ALIGN_BYTES);
+            buffer[self.filled..padded].fill(0);
+            self.filled = padded;
+            self.write(buffer)?;
+        }
+        while self.in_flight > 0 {
+            self.reap()?;
+        }
+        crate::disk::flush(&mut *self.disk)?;
+        self.synced = self.at;
+        Ok(())
+    }
+
+    /// Ends the journal: all of the delta is in it. Durable when this returns; gives the file back to be
+    /// read.
+    pub fn seal(mut self, mut seal: Seal) -> Result<Box<dyn Disk>> {
+        (seal.frames, seal.chain) = (self.chain.frames, self.chain.value);
+        self.append_bytes(&stream::encode(&Message::Seal(seal)))?;
+        self.checkpoint()?;
+        Ok(self.disk)
+    }
+}
+
+/// Where a walk over a journal stands.
+pub struct Walk {
+    disk: Box<dyn Disk>,
+    spare: Option<AlignedBuf>,
+    inbox: Inbox,
+    /// Position of the first unread byte in the file.
+    at: u64,
+    /// Position up to which the file was read.
+    read: u64,
+    /// End of the last good frame.
+    end: u64,
+    chain: Chain,
+}
+
+impl Walk {
+    /// Reads the header of a journal.
+    pub fn open(mut disk: Box<dyn Disk>) -> Result<(Belongs, Walk)> {
+        if disk.bytes() < ALIGN_BYTES as u64 {
+            return Err(Error::malformed("the journal ends within its header"));
+        }
+        let buffer = AlignedBuf::new(CHUNK_BYTES).context(Kind::Failed, || "allocate a journal buffer")?;
+        let buffer = crate::disk::read(&mut *disk, buffer, 0, ALIGN_BYTES)?;
+        let belongs = Belongs::decode(&buffer)?;
+        let at = ALIGN_BYTES as u64;
+        let walk = Walk { disk, spare: Some(buffer), inbox: Inbox::new(2 * CHUNK_BYTES)?, at, read: at, end: at, chain: Chain::default() };
+        Ok((belongs, walk))
+    }
+
+    /// The next frame. `None`: the file ends here in good order. An error of kind `Failed`: damage, or
+    /// the torn tail of a journal that was not synced.
+    pub fn next(&mut self) -> Result<Option<Header>> {
+        loop {
+            match item(self.inbox.unread()) {
+                Ok(Some(Item::Padding)) => self.skip_padding()?,
+                Ok(Some(Item::Frame(header))) => {
+                    while self.inbox.unread().len() < header.frame_bytes() {
+                        if !self.read_more()? {
+                            return Err(self.damaged("it ends within a frame"));
+                        }
+                    }
+                    return Ok(Some(header));
+                }
+                Ok(None) if self.read_more()? => {}
+                Ok(None) if self.inbox.unread().is_empty() => return Ok(None),
+                Ok(None) => return Err(self.damaged("it ends within a frame's header")),
+                Err(error) => return Err(self.damaged(&error.chain())),
+            }
+        }
+    }
+
+    fn damaged(&self, how: &str) -> Error {
+        Error::malformed(format!("the journal {} is damaged at byte {}: {how}", self.disk.name(), self.at))
+    }
+
+    fn skip_padding(&mut self) -> Result<()> {
+        let next = align(self.at + 1);
+        while self.at < next {
+            let skip = ((next - self.at) as usize).min(self.inbox.unread().len());
+            if self.inbox.unread()[..skip].iter().any(|byte| *byte != 0) {
+                return Err(self.damaged("its padding is not zero"));
+            }
+            self.inbox.consume(skip);
+            self.at += skip as u64;
+            if self.at < next && !self.read_more()? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_more(&mut self) -> Result<bool> {
+        let bytes = (self.disk.bytes().saturating_sub(self.read)).min(CHUNK_BYTES as u64) as usize;
+        let Some(buffer) = self.spare.take().filter(|_| bytes > 0) else { return Ok(false) };
+        let buffer = crate::disk::read(&mut *self.disk, buffer, self.read, bytes)?;
+        self.inbox.append(&buffer[..bytes])?;
+        self.read += bytes as u64;
+        self.spare = Some(buffer);
+        Ok(true)
+    }
+
+    /// The frame that `next` announced.
+    pub fn frame(&self, header: &Header) -> Result<Frame<'_>> {
+        stream::decode(header, &self.inbox.unread()[HEADER_BYTES..header.frame_bytes()]).map_err(|error| self.damaged(&error.chain()))
+    }
+
+    /// The frame that `next` announced is good.
+    pub fn done(&mut self, header: &Header) {
+        self.inbox.consume(header.frame_bytes());
+        self.at += header.frame_bytes() as u64;
+        self.end = self.at;
+        if header.kind != FrameKind::Seal {
+            self.chain.add(header);
+        }
+    }
+
+    /// End of the last good frame.
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// The check over the good frames so far.
+    pub fn chain(&self) -> Chain {
+        self.chain
+    }
+
+    /// The file, to append to it or to walk again.
+    pub fn into_disk(self) -> Box<dyn Disk> {
+        self.disk
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::{Algorithm, Digest};
+    use crate::disk::ram::RamDisk;
+    use crate::extent::Geometry;
+    use uuid::Uuid;
+
+    /// Memory that grows as a file does.
+    struct Growing(RamDisk);
+
+    impl Disk for Growing {
+        fn name(&self) -> &str {
+            "journal"
+        }
+        fn bytes(&self) -> u64 {
+            self.0.bytes()
+        }
+        fn submit(&mut self, request: Request) -> Result<()> {
+            if let Action::Write(_, runs) = &request.action {
+                let end = runs.iter().map(|run| run.offset + run.bytes as u64).max().unwrap_or(0);
+                if end > self.0.bytes() {
+                    self.0.resize(end)?;
+                }
+            }
+            self.0.submit(request)
+        }
+        fn wait(&mut self) -> Result<Option<crate::disk::Completion>> {
+            self.0.wait()
+        }
+        fn data_range(&mut self, from: u64) -> Result<Option<std::ops::Range<u64>>> {
+            self.0.data_range(from)
+        }
+        fn resize(&mut self, bytes: u64) -> Result<()> {
+            self.0.resize(bytes)
+        }
+    }
+
+    fn belongs() -> Belongs {
+        Belongs {
+            relationship: Uuid::nil(),
+            epoch: Uuid::nil(),
+            base_generation: 1,
+            base_root: Digest([1; 16]),
+            geometry: Geometry::new(1 << 30, 65536).unwrap(),
+            algorithm: Algorithm::Xxh3,
+        }
+    }
+
+    #[test]
+    fn frames_come_back_across_checkpoints_and_the_chain_closes() {
+        let mut journal = Journaler::create(Box::new(Growing(RamDisk::new("journal", Vec::new()))), &belongs()).unwrap();
+        for first in 0..40_000u64 {
+            let frame = stream::encode(&Message::Zero { first, count: 1 });
+            let header = stream::header(&frame).unwrap().unwrap();
+            journal.append(&header, &frame).unwrap();
+            if first % 777 == 0 {
+                journal.checkpoint().unwrap();
+            }
+        }
+        let seal = Seal { generation: 2, root: Digest([2; 16]), frames: 0, chain: 0, source_time_ms: 0 };
+        let (found, mut walk) = Walk::open(journal.seal(seal).unwrap()).unwrap();
+        assert_eq!(found, belongs());
+        let mut next = 0;
+        while let Some(header) = walk.next().unwrap() {
+            match walk.frame(&header).unwrap() {
+                Frame::Message(Message::Zero { first, .. }) => {
+                    assert_eq!(first, next);
+                    next += 1;
+                }
+                Frame::Message(Message::Seal(seal)) => assert_eq!((seal.frames, seal.chain), (walk.chain().frames, walk.chain().value)),
+                _ => panic!("a frame nobody wrote"),
+            }
+            walk.done(&header);
+        }
+        assert_eq!(next, 40_000);
+    }
+}

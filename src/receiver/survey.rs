@@ -1,0 +1,197 @@
+//! Learns and tells what the replica holds: hashes the device where no manifest can say it, lists
+//! digests to the sender, and takes samples before the first write.
+
+use super::target::Target;
+use crate::digest::{Digest, Hasher, is_zero};
+use crate::disk::scan::{Piece, Scan};
+use crate::error::{Context, Error, Kind, Result};
+use crate::extent::{ExtentIndex, Geometry};
+use crate::format::manifest::{PAGE_UNKNOWN, PAGE_ZERO, write_entry};
+use crate::format::stream::{Have, Message};
+use crate::limits::{HAVE_ENTRIES_MAX, PAGE_EXTENTS, SAMPLE_EXTENTS, SEED_SAMPLES};
+use crate::progress::Progress;
+use crate::state::manifest::{Draft, Manifest};
+use crate::transport::Wire;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// What is told each extent of a scanned device: its number, digest and blocks.
+type Sink<'a> = dyn FnMut(Scanned<'_>) -> Result<()> + 'a;
+
+/// A piece of a scanned device.
+pub enum Scanned<'a> {
+    /// A hole: these extents are zero.
+    Zeros(std::ops::Range<u64>),
+    /// An extent that was read.
+    Extent(ExtentIndex, &'a Digest, &'a [Digest]),
+}
+
+/// Reads and hashes the whole device.
+pub fn hash_device(target: &mut Target, geometry: Geometry, hasher: &Hasher, progress: &Progress, sink: &mut Sink<'_>) -> Result<()> {
+    let mut scan = Scan::new(target.disk()?, geometry)?;
+    let mut blocks = Vec::new();
+    while let Some(piece) = scan.next()? {
+        if progress.stopped() {
+            return Err(crate::transport::stream::interrupted());
+        }
+        match piece {
+            Piece::Hole(extents) => sink(Scanned::Zeros(extents))?,
+            Piece::Chunk(chunk) => {
+                let first = chunk.offset / geometry.extent_bytes() as u64;
+                for (at, data) in chunk.data().chunks(geometry.extent_bytes()).enumerate() {
+                    let digest = hasher.extent(data, &mut blocks);
+                    sink(Scanned::Extent(ExtentIndex(first + at as u64), &digest, &blocks))?;
+                }
+                scan.recycle(chunk);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Fills a draft with what the device really holds.
+pub fn draft_device(target: &mut Target, geometry: Geometry, hasher: &Hasher, progress: &Progress, draft: &mut Draft) -> Result<()> {
+    hash_device(target, geometry, hasher, progress, &mut |scanned| match scanned {
+        Scanned::Zeros(extents) => draft.set_zeros(extents),
+        Scanned::Extent(extent, digest, blocks) => draft.set(extent, digest, blocks),
+    })
+}
+
+/// Hashes the device and lists every digest as it comes; nothing is remembered.
+pub fn list_device(wire: &mut Wire, target: &mut Target, geometry: Geometry, hasher: &Hasher, progress: &Progress) -> Result<()> {
+    let entry_bytes = 16 + 4 * geometry.blocks_per_extent();
+    let per_frame = (crate::limits::PACK_BYTES / entry_bytes).clamp(1, HAVE_ENTRIES_MAX);
+    let (mut first, mut entries) = (0, Vec::new());
+    let mut entry = vec![0; entry_bytes];
+    hash_device(target, geometry, hasher, progress, &mut |scanned| match scanned {
+        Scanned::Zeros(extents) => {
+            list_entries(wire, first, entry_bytes, &mut entries)?;
+            first = extents.end;
+            wire.put(&Message::Zero { first: extents.start, count: extents.end - extents.start })
+        }
+        Scanned::Extent(extent, digest, blocks) => {
+            if entries.is_empty() {
+                first = extent.0;
+            }
+            write_entry(&mut entry, digest, blocks);
+            entries.extend_from_slice(&entry);
+            if entries.len() >= per_frame * entry_bytes {
+                list_entries(wire, first, entry_bytes, &mut entries)?;
+                wire.push()?;
+            }
+            Ok(())
+        }
+    })?;
+    list_entries(wire, first, entry_bytes, &mut entries)?;
+    wire.say(&Message::HaveEnd)
+}
+
+fn list_entries(wire: &mut Wire, first: u64, entry_bytes: usize, entries: &mut Vec<u8>) -> Result<()> {
+    if !entries.is_empty() {
+        wire.put_bytes(&Have { first_extent: first, entry_bytes, entries }.encode())?;
+        entries.clear();
+    }
+    Ok(())
+}
+
+/// Lists everything a manifest knows.
+pub fn list_manifest(wire: &mut Wire, manifest: &mut Manifest) -> Result<()> {
+    let (layout, geometry) = (manifest.layout(), manifest.about().geometry);
+    for page in 0..layout.pages {
+        let extents = layout.extents(&geometry, page);
+        match manifest.page_digest(page)? {
+            PAGE_UNKNOWN => continue,
+            PAGE_ZERO => wire.put(&Message::Zero { first: extents.start, count: extents.end - extents.start })?,
+            _ => {
+                let mut entries = Vec::with_capacity(PAGE_EXTENTS * layout.entry_bytes);
+                for extent in extents.clone() {
+                    entries.extend_from_slice(manifest.entry(ExtentIndex(extent))?.bytes());
+                }
+                list_entries(wire, extents.start, layout.entry_bytes, &mut entries)?;
+            }
+        }
+    }
+    wire.say(&Message::HaveEnd)
+}
+
+/// Lists what an unfinished journal changes over its base: digests alone, since such an extent has to
+/// travel whole if it changed again.
+pub fn list_overlay(wire: &mut Wire, draft: &mut Draft) -> Result<()> {
+    let (layout, geometry) = (draft.base().layout(), draft.base().about().geometry);
+    let mut from = 0;
+    while let Some(page) = draft.changed_page(from)? {
+        let mut run: (u64, Vec<u8>) = (0, Vec::new());
+        for extent in layout.extents(&geometry, page) {
+            let held = draft.base().entry(ExtentIndex(extent))?.digest;
+            let digest = draft.entry(ExtentIndex(extent))?.digest;
+            if digest == held {
+                list_entries(wire, run.0, 16, &mut run.1)?;
+                continue;
+            }
+            if run.1.is_empty() {
+                run.0 = extent;
+            }
+            run.1.extend_from_slice(&digest.0);
+        }
+        list_entries(wire, run.0, 16, &mut run.1)?;
+        from = page + 1;
+    }
+    Ok(())
+}
+
+/// Digests of extents spread over a device that has no record. `false`: all of them are zero.
+pub fn list_samples(wire: &mut Wire, target: &mut Target, geometry: Geometry, hasher: &Hasher) -> Result<bool> {
+    let count = geometry.extents().min(SEED_SAMPLES as u64);
+    let samples: Vec<ExtentIndex> = (0..count).map(|at| ExtentIndex((2 * at + 1) * geometry.extents() / (2 * count))).collect();
+    let mut found = Vec::new();
+    let mut blocks = Vec::new();
+    target.read_extents(&samples, &mut |extent, data| {
+        if !is_zero(data) {
+            found.push((extent, hasher.extent(data, &mut blocks)));
+        }
+        Ok(())
+    })?;
+    for (extent, digest) in &found {
+        list_entries(wire, extent.0, 16, &mut digest.0.to_vec())?;
+    }
+    Ok(!found.is_empty())
+}
+
+/// Re-hashes the first, the last and a few random extents before the first write of a session: finds
+/// swapped devices and writes by others. Extents the manifest does not know are passed over.
+pub fn check_samples(target: &mut Target, manifest: &mut Manifest, hasher: &Hasher) -> Result<()> {
+    let extents = manifest.about().geometry.extents();
+    let mut samples = vec![ExtentIndex(0), ExtentIndex(extents - 1)];
+    for _ in 0..SAMPLE_EXTENTS {
+        let random = getrandom::u64().context(Kind::Failed, || "ask the system for random numbers")?;
+        samples.push(ExtentIndex(random % extents));
+    }
+    samples.sort();
+    samples.dedup();
+    let mut known = Vec::new();
+    for extent in samples {
+        let digest = manifest.entry(extent)?.digest;
+        if digest.is_known() {
+            known.push((extent, digest));
+        }
+    }
+    let wanted: Vec<ExtentIndex> = known.iter().map(|(extent, _)| *extent).collect();
+    let mut blocks = Vec::new();
+    let mut foreign = None;
+    target.read_extents(&wanted, &mut |extent, data| {
+        let digest = hasher.extent(data, &mut blocks);
+        if known.iter().any(|(known, expected)| *known == extent && *expected != digest) {
+            foreign.get_or_insert(extent);
+        }
+        Ok(())
+    })?;
+    match foreign {
+        None => Ok(()),
+        Some(extent) => {
+            let message = format!(
+                "extent {extent} of {} is not what was replicated there: somebody else wrote to it, or it is another device. Nothing was written. `blockferry verify SRC DST` shows what differs; `blockferry verify --repair SRC DST` sends just that",
+                target.name()
+            );
+            Err(Error::new(Kind::Refused, message))
+        }
+    }
+}

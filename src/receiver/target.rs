@@ -1,0 +1,199 @@
+//! The replica's device with its buffers: writes run ahead, reads come in batches, and the first
+//! failure is the last word.
+
+use crate::disk::{Action, AlignedBuf, Completion, Disk, Pool, Request, Run};
+use crate::error::{Context, Error, Kind, Result};
+use crate::extent::{ExtentIndex, Geometry};
+use crate::limits::WRITE_DEPTH;
+use std::collections::HashMap;
+use std::ops::Range;
+
+/// Zeroing is asked for in pieces of this size, so that a slow device shows progress and an
+/// interrupted run does not wait for a whole volume.
+const ZERO_BYTES_MAX: u64 = 1 << 30;
+
+/// The device under a receiving session.
+pub struct Target {
+    disk: Box<dyn Disk>,
+    pool: Pool,
+    geometry: Geometry,
+    /// What is in flight: the byte range by token, for messages.
+    writing: HashMap<u64, Range<u64>>,
+    token: u64,
+    written_bytes: u64,
+    failed: bool,
+}
+
+impl Target {
+    /// Refuses a device that is smaller than the volume.
+    pub fn new(mut disk: Box<dyn Disk>, geometry: Geometry) -> Result<Target> {
+        if disk.bytes() < geometry.volume_bytes() {
+            let short = geometry.volume_bytes() - disk.bytes();
+            let message = format!(
+                "{} has {} bytes, the volume {}: grow the replica by at least {short} bytes first",
+                disk.name(),
+                disk.bytes(),
+                geometry.volume_bytes()
+            );
+            return Err(Error::new(Kind::Refused, message));
+        }
+        let pool = Pool::new(WRITE_DEPTH, geometry.chunk_bytes()).context(Kind::Failed, || "allocate write buffers")?;
+        disk.register(&pool);
+        Ok(Target { disk, pool, geometry, writing: HashMap::new(), token: 0, written_bytes: 0, failed: false })
+    }
+
+    /// How messages call the device.
+    pub fn name(&self) -> &str {
+        self.disk.name()
+    }
+
+    /// The device itself, with nothing in flight.
+    pub fn disk(&mut self) -> Result<&mut dyn Disk> {
+        self.drain()?;
+        Ok(&mut *self.disk)
+    }
+
+    /// Bytes written or zeroed so far.
+    pub fn written_bytes(&self) -> u64 {
+        self.written_bytes
+    }
+
+    /// A free buffer of a chunk's size; waits for a write to end where all are out.
+    pub fn buffer(&mut self) -> Result<AlignedBuf> {
+        loop {
+            match self.pool.take() {
+                Some(buffer) => return Ok(buffer),
+                None => self.reap()?,
+            }
+        }
+    }
+
+    /// Gives an unused buffer back.
+    pub fn put(&mut self, buffer: AlignedBuf) {
+        self.pool.put(buffer);
+    }
+
+    /// Starts to write pieces of a buffer, which goes back to the pool when they are done.
+    pub fn write(&mut self, buffer: AlignedBuf, runs: Vec<Run>) -> Result<()> {
+        let range = runs.first().map_or(0, |run| run.offset)..runs.last().map_or(0, |run| run.offset + run.bytes as u64);
+        self.written_bytes += runs.iter().map(|run| run.bytes as u64).sum::<u64>();
+        self.submit(range, Action::Write(buffer, runs))
+    }
+
+    /// Starts to make a range of extents read as zeros.
+    pub fn zero(&mut self, extents: Range<u64>) -> Result<()> {
+        let bytes = self.geometry.bytes_range(extents);
+        let mut at = bytes.start;
+        while at < bytes.end {
+            let piece = (bytes.end - at).min(ZERO_BYTES_MAX);
+            while self.writing.len() >= WRITE_DEPTH {
+                self.reap()?;
+            }
+            self.written_bytes += piece;
+            self.submit(at..at + piece, Action::Zero { offset: at, bytes: piece })?;
+            at += piece;
+        }
+        Ok(())
+    }
+
+    fn submit(&mut self, range: Range<u64>, action: Action) -> Result<()> {
+        self.check()?;
+        // The kernel keeps no order between requests: a block that is written twice (an extent sent again)
+        // must not meet its older content in flight.
+        if self.writing.values().any(|other| other.start < range.end && range.start < other.end) {
+            self.drain()?;
+        }
+        self.token += 1;
+        self.writing.insert(self.token, range);
+        self.disk.submit(Request { token: self.token, action })
+    }
+
+    /// After a failed write or flush nothing on this device counts any more in this attempt.
+    fn check(&self) -> Result<()> {
+        if self.failed { Err(Error::new(Kind::Storage, format!("{} failed before in this run", self.disk.name()))) } else { Ok(()) }
+    }
+
+    fn reap(&mut self) -> Result<()> {
+        self.check()?;
+        let done = self.disk.wait()?.ok_or_else(|| Error::new(Kind::Failed, "a request to the replica vanished"))?;
+        self.finish(done)
+    }
+
+    fn finish(&mut self, done: Completion) -> Result<()> {
+        if let Some(buffer) = done.buffer {
+            self.pool.put(buffer);
+        }
+        let range = self.writing.remove(&done.token).unwrap_or(0..0);
+        self.failed |= done.result.is_err();
+        let place = || {
+            let extent = range.start / self.geometry.extent_bytes() as u64;
+            format!("apply extent {extent} at {:#x} on {}", range.start, self.disk.name())
+        };
+        done.result.context(Kind::Storage, place)?;
+        Ok(())
+    }
+
+    /// Waits for everything in flight.
+    pub fn drain(&mut self) -> Result<()> {
+        let mut first = Ok(());
+        while !self.writing.is_empty() {
+            match self.disk.wait()? {
+                Some(done) => {
+                    let finished = self.finish(done);
+                    if first.is_ok() {
+                        first = finished;
+                    }
+                }
+                None => self.writing.clear(),
+            }
+        }
+        first.and_then(|()| self.check())
+    }
+
+    /// Makes everything written durable. From here on a crash keeps it.
+    pub fn flush(&mut self) -> Result<()> {
+        self.drain()?;
+        let flushed = crate::disk::flush(&mut *self.disk);
+        self.failed |= flushed.is_err();
+        flushed
+    }
+
+    /// Reads whole extents, in batches of as many as the pool holds, and shows each to `look`.
+    pub fn read_extents(&mut self, extents: &[ExtentIndex], look: &mut dyn FnMut(ExtentIndex, &mut [u8]) -> Result<()>) -> Result<()> {
+        self.drain()?;
+        let per_buffer = (self.pool.buffer_bytes() / self.geometry.extent_bytes()).max(1);
+        for batch in extents.chunks(per_buffer * WRITE_DEPTH) {
+            let parts: Vec<&[ExtentIndex]> = batch.chunks(per_buffer).collect();
+            for (token, part) in parts.iter().enumerate() {
+                let buffer = self.pool.take().ok_or_else(|| Error::new(Kind::Failed, "no buffer is free"))?;
+                let size = self.geometry.extent_bytes();
+                let run = |(at, extent): (usize, &ExtentIndex)| Run {
+                    at: at * size,
+                    offset: self.geometry.offset(*extent),
+                    bytes: self.geometry.bytes_of(*extent),
+                };
+                let runs = part.iter().enumerate().map(run).collect();
+                self.disk.submit(Request { token: token as u64, action: Action::Read(buffer, runs) })?;
+            }
+            let mut result = Ok(());
+            for _ in &parts {
+                let done = self.disk.wait()?.ok_or_else(|| Error::new(Kind::Failed, "a read of the replica vanished"))?;
+                let part = parts.get(done.token as usize).copied().unwrap_or_default();
+                let mut buffer = done.buffer.ok_or_else(|| Error::new(Kind::Failed, "a read came back without its buffer"))?;
+                if result.is_ok() {
+                    let first = part.first().map_or(0, |extent| self.geometry.offset(*extent));
+                    result = done.result.map(|_| ()).context(Kind::Storage, || format!("read at {first:#x} of the replica {}", self.disk.name()));
+                }
+                for (at, extent) in part.iter().enumerate() {
+                    if result.is_ok() {
+                        let start = at * self.geometry.extent_bytes();
+                        result = look(*extent, &mut buffer[start..start + self.geometry.bytes_of(*extent)]);
+                    }
+                }
+                self.pool.put(buffer);
+            }
+            result?;
+        }
+        Ok(())
+    }
+}

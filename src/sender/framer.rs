@@ -1,0 +1,103 @@
+//! Puts verdicts on the wire: zeros as merged ranges, changed blocks as packed runs.
+
+use super::hasher::HashedExtent;
+use super::packer::{Compress, PackedRun};
+use crate::error::Result;
+use crate::extent::{ExtentIndex, Geometry};
+use crate::format::stream::{Counts, ExtentLine, Message};
+use crate::progress::Progress;
+use crate::transport::Wire;
+use std::ops::Range;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// The last stage of the sender.
+pub struct Framer<'a> {
+    wire: &'a mut Wire,
+    geometry: Geometry,
+    run: PackedRun,
+    zeros: Range<u64>,
+    progress: &'a Progress,
+    /// What was sent so far.
+    pub counts: Counts,
+    sent_before: u64,
+}
+
+impl<'a> Framer<'a> {
+    /// A framer onto this wire.
+    pub fn new(wire: &'a mut Wire, geometry: Geometry, compress: Compress, progress: &'a Progress) -> Result<Framer<'a>> {
+        let sent_before = wire.sent_bytes();
+        Ok(Framer { wire, geometry, run: PackedRun::new(geometry, compress)?, zeros: 0..0, progress, counts: Counts::default(), sent_before })
+    }
+
+    /// The wire, for what comes between two passes.
+    pub fn wire(&mut self) -> &mut Wire {
+        self.wire
+    }
+
+    /// Sends the marked blocks of an extent, soon.
+    pub fn changed(&mut self, extent: &HashedExtent<'_>, bitmap: &[u8]) -> Result<()> {
+        let plain_bytes = ExtentLine { extent: extent.index, digest: extent.digest, bitmap }.plain_bytes(&self.geometry);
+        if !self.run.takes(extent.index, plain_bytes) {
+            self.write_run()?;
+        }
+        let (blocks, bytes) = self.run.add(extent, bitmap);
+        self.counts.changed_extents += 1;
+        self.counts.sent_blocks += blocks;
+        self.counts.plain_bytes += bytes;
+        self.progress.changed_bytes.fetch_add(bytes, Relaxed);
+        Ok(())
+    }
+
+    /// Sends a range of zero extents, merged with its neighbours.
+    pub fn zero(&mut self, extents: Range<u64>) -> Result<()> {
+        let count = extents.end - extents.start;
+        self.counts.changed_extents += count;
+        self.counts.zero_extents += count;
+        let bytes = self.geometry.bytes_range(extents.clone());
+        self.progress.changed_bytes.fetch_add(bytes.end - bytes.start, Relaxed);
+        if self.zeros.end == extents.start && !self.zeros.is_empty() {
+            self.zeros.end = extents.end;
+            return Ok(());
+        }
+        self.write_zeros()?;
+        self.zeros = extents;
+        Ok(())
+    }
+
+    fn write_zeros(&mut self) -> Result<()> {
+        let zeros = std::mem::replace(&mut self.zeros, 0..0);
+        if !zeros.is_empty() {
+            self.wire.put(&Message::Zero { first: zeros.start, count: zeros.end - zeros.start })?;
+        }
+        Ok(())
+    }
+
+    fn write_run(&mut self) -> Result<()> {
+        if self.run.is_empty() {
+            return Ok(());
+        }
+        let room = self.wire.room(self.run.frame_bound())?;
+        let bytes = self.run.write(room);
+        self.wire.filled(bytes)?;
+        self.count();
+        Ok(())
+    }
+
+    fn count(&mut self) {
+        self.counts.wire_bytes = self.wire.sent_bytes() - self.sent_before;
+        self.progress.sent_bytes.store(self.counts.wire_bytes, Relaxed);
+    }
+
+    /// Sends everything gathered so far.
+    pub fn finish(&mut self) -> Result<()> {
+        self.write_zeros()?;
+        self.write_run()?;
+        self.count();
+        Ok(())
+    }
+}
+
+/// One extent's zero range.
+pub fn single(extent: ExtentIndex) -> Range<u64> {
+    extent.0..extent.0 + 1
+}

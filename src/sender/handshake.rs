@@ -1,0 +1,187 @@
+//! Finds out what the receiver holds (DESIGN §4): who we are, what it answers, and what of it has to
+//! be listed because our own manifest does not describe it.
+
+use super::Pass;
+use super::bookmark::HaveView;
+use crate::digest::{Digest, Hasher};
+use crate::disk::scan::Scan;
+use crate::error::{Error, Result};
+use crate::extent::{ExtentIndex, Geometry};
+use crate::format::manifest::About;
+use crate::format::stream::{Baseline, Frame, Have, Hello, Message, Offer, Purpose, Welcome};
+use crate::progress::Phase;
+use crate::state::manifest::{self, Damage, Manifest};
+use crate::state::{Files, MANIFEST, SourceRecord};
+use crate::transport::Wire;
+use crate::transport::wire::unexpected;
+
+/// Of the samples that are not zero, one in this many has to match before hashing the whole target is worth it.
+const SEED_PART: usize = 4;
+
+/// What both sides know after the handshake.
+pub struct Agreed {
+    /// The receiver's answer.
+    pub welcome: Welcome,
+    /// What it holds.
+    pub have: HaveView,
+    /// The manifest the next one is drafted over.
+    pub base: Option<Manifest>,
+    /// Whether that manifest describes what the receiver holds.
+    pub uses_base: bool,
+    /// The relationship's part of every manifest header.
+    pub about: About,
+    /// The generation that had been committed without our knowing.
+    pub adopted: Option<u64>,
+}
+
+/// Greets, introduces and listens until it is known what the receiver holds.
+pub fn shake_hands(pass: &mut Pass<'_>, wire: &mut Wire, geometry: Geometry, hasher: &Hasher) -> Result<Agreed> {
+    wire.greet()?;
+    let about = about(pass.record, geometry);
+    let base = match pass.record.generation {
+        0 => None,
+        generation => manifest::load(pass.files, generation, &pass.record.root, &geometry, hasher)?,
+    };
+    let root = if base.is_some() { pass.record.root } else { Digest::UNKNOWN };
+    wire.say(&Message::Hello(Box::new(hello(pass, root))))?;
+    let Message::Welcome(welcome) = wire.hear()? else {
+        return Err(Error::malformed("the receiver did not answer the greeting with a welcome"));
+    };
+
+    let have = HaveView::new(welcome.baseline, geometry, hasher);
+    let mut agreed = Agreed { uses_base: welcome.baseline == Baseline::Yours, welcome, have, base, about, adopted: None };
+    if !agreed.uses_base && pass.order.purpose != Purpose::Verify {
+        adopt_unacknowledged(pass, &mut agreed, hasher)?;
+    }
+    let mut samples = Vec::new();
+    let mut sink = |agreed: &mut Agreed, have: &Have<'_>| match agreed.welcome.offer {
+        Offer::Samples => {
+            samples.extend(have.entries.chunks_exact(have.entry_bytes).enumerate().map(|(at, entry)| {
+                let mut digest = Digest::UNKNOWN;
+                digest.0.copy_from_slice(&entry[..16]);
+                (ExtentIndex(have.first_extent.saturating_add(at as u64)), digest)
+            }));
+            Ok(())
+        }
+        _ => agreed.have.list(pass.files, &about, have),
+    };
+    hear_list(wire, pass.files, &mut agreed, &mut sink)?;
+    let survey = match agreed.welcome.offer {
+        Offer::Nothing => false,
+        Offer::Listing => !agreed.uses_base,
+        Offer::Samples => seeded(pass, &geometry, hasher, &samples)?,
+    };
+    if survey {
+        pass.progress.enter(Phase::Survey, geometry.volume_bytes());
+        wire.say(&Message::Survey)?;
+        let progress = pass.progress;
+        hear_list(wire, pass.files, &mut agreed, &mut |agreed, have| {
+            let upto = geometry.bytes_range(0..have.first_extent.saturating_add(1).min(geometry.extents())).end;
+            progress.scanned_bytes.store(upto, std::sync::atomic::Ordering::Relaxed);
+            agreed.have.list(pass.files, &about, have)
+        })?;
+    }
+    if !agreed.uses_base && pass.order.purpose == Purpose::Replicate {
+        // Our manifest describes something else, or nothing: the next one is made from scratch.
+        agreed.base = Some(Manifest::create(pass.files, MANIFEST, about, hasher, Damage::Refuse)?);
+    }
+    Ok(agreed)
+}
+
+fn about(record: &SourceRecord, geometry: Geometry) -> About {
+    About {
+        relationship: record.relationship,
+        epoch: record.epoch,
+        generation: record.generation,
+        root: record.root,
+        sealed: false,
+        algorithm: record.algorithm,
+        geometry,
+    }
+}
+
+fn hello(pass: &Pass<'_>, root: Digest) -> Hello {
+    let record = &pass.record;
+    Hello {
+        purpose: pass.order.purpose,
+        overwrite: pass.order.overwrite,
+        rehash: pass.order.resync,
+        relationship: record.relationship,
+        epoch: record.epoch,
+        generation: record.generation,
+        root,
+        volume_bytes: record.volume_bytes,
+        extent_bytes: record.extent_bytes,
+        algorithm: record.algorithm,
+        secret: record.secret,
+        target: record.target.clone(),
+        source: record.source.path.display().to_string(),
+    }
+}
+
+/// A lost acknowledgement: the receiver is one generation ahead and its root is that of our sealed
+/// draft. The cursor moves and nothing is sent for it.
+fn adopt_unacknowledged(pass: &mut Pass<'_>, agreed: &mut Agreed, hasher: &Hasher) -> Result<()> {
+    let (generation, root) = (agreed.welcome.generation, agreed.welcome.root);
+    if generation != pass.record.generation + 1 || !root.is_known() {
+        return Ok(());
+    }
+    let base = match agreed.base.take() {
+        Some(base) => Some(base),
+        None => Manifest::open(pass.files, MANIFEST, hasher, Damage::Refuse)?,
+    };
+    let Some(base) = base.filter(|base| base.about().geometry == agreed.about.geometry) else { return Ok(()) };
+    match manifest::sealed_draft(pass.files, base, generation, &root)? {
+        Err(base) => agreed.base = Some(base),
+        Ok(mut draft) if draft.root()? == root => {
+            let sealed = About { epoch: agreed.welcome.epoch, generation, root, ..agreed.about };
+            super::adopt(pass.record, pass.files, draft, &sealed, pass.record.source_time_ms)?;
+            agreed.base = manifest::load(pass.files, generation, &root, &agreed.about.geometry, hasher)?;
+            agreed.uses_base = agreed.base.is_some();
+            agreed.adopted = Some(generation);
+            agreed.have.set_baseline(if agreed.uses_base { Baseline::Yours } else { agreed.welcome.baseline });
+        }
+        // The draft lay over a manifest that is lost.
+        Ok(_) => {}
+    }
+    Ok(())
+}
+
+type Sink<'a> = dyn FnMut(&mut Agreed, &Have<'_>) -> Result<()> + 'a;
+
+/// Takes Have frames up to the end of the list.
+fn hear_list(wire: &mut Wire, files: &dyn Files, agreed: &mut Agreed, sink: &mut Sink<'_>) -> Result<()> {
+    loop {
+        let Some(header) = wire.next()? else {
+            return Err(Error::new(crate::error::Kind::Transient, format!("{} closed the connection", wire.peer())));
+        };
+        match wire.frame(&header)? {
+            Frame::Have(have) => sink(agreed, &have)?,
+            Frame::Message(Message::Zero { first, count }) => agreed.have.list_zeros(files, &agreed.about, first, count)?,
+            Frame::Message(Message::HaveEnd) => {
+                wire.done(&header);
+                return Ok(());
+            }
+            Frame::Message(Message::Refuse(refusal) | Message::Abort(refusal)) => return Err(wire.said(refusal)),
+            _ => return Err(unexpected(header.kind)),
+        }
+        wire.done(&header);
+    }
+}
+
+/// Whether a target without a record seems to hold a copy of the source already.
+fn seeded(pass: &mut Pass<'_>, geometry: &Geometry, hasher: &Hasher, samples: &[(ExtentIndex, Digest)]) -> Result<bool> {
+    let (mut told, mut same) = (0, 0);
+    let mut blocks = Vec::new();
+    let mut scan = Scan::new(pass.source, *geometry)?;
+    for (extent, digest) in samples.iter().filter(|(extent, digest)| digest.is_known() && extent.0 < geometry.extents()) {
+        if *digest == hasher.zero_extent(geometry.bytes_of(*extent), &mut blocks) {
+            continue;
+        }
+        let raw = scan.extent(*extent)?;
+        told += 1;
+        same += usize::from(hasher.extent(raw.data(), &mut blocks) == *digest);
+        scan.recycle(raw);
+    }
+    Ok(same > 0 && same * SEED_PART >= told)
+}

@@ -1,0 +1,53 @@
+//! One owner at a time: an advisory lock on a file that names its holder. The kernel lets go of it
+//! when the process ends, however it ends, so no crash leaves a lock behind.
+
+use crate::error::{Context, Error, Kind, Result};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+/// A held lock; dropped = released.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Takes the lock of a folder, or says which process has it (`Kind::Locked`).
+    pub fn take(folder: &Path, what: &str) -> Result<Lock> {
+        let path = folder.join("lock");
+        let place = || format!("lock {}", path.display());
+        // Not truncated on opening: until the lock is ours, the holder's pid stands in it.
+        let mut file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).context(Kind::Failed, place)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                let _ = file.read_to_string(&mut holder);
+                let holder = if holder.trim().is_empty() { "another process".to_owned() } else { format!("process {}", holder.trim()) };
+                return Err(Error::new(Kind::Locked, format!("{what} is in use by {holder}: wait for it, or stop it with `kill`")));
+            }
+            Err(TryLockError::Error(error)) => return Err(error).context(Kind::Failed, place),
+        }
+        file.set_len(0).and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes())).context(Kind::Failed, place)?;
+        Ok(Lock { _file: file })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_taker_learns_who_holds_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let held = Lock::take(folder.path(), "replica x").unwrap();
+        let refused = Lock::take(folder.path(), "replica x").unwrap_err();
+        assert_eq!(refused.kind(), Kind::Locked);
+        assert!(refused.to_string().contains(&std::process::id().to_string()));
+        drop(held);
+        Lock::take(folder.path(), "replica x").unwrap();
+    }
+}

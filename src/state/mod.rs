@@ -1,0 +1,106 @@
+//! What we remember on disk, and when it is safe.
+//!
+//! ```text
+//! STATE/sources/<relationship>/   lock record manifest manifest.next have      at the sender
+//! STATE/replicas/<relationship>/  lock record manifest manifest.next journal   at the receiver
+//! ```
+//!
+//! `record` is the truth: what else lies beside it is believed as far as the record says.
+
+mod files;
+mod lock;
+pub mod manifest;
+mod record;
+
+pub use files::{Files, HostFiles, StateFile};
+pub use lock::Lock;
+pub use record::{ReplicaRecord, SourceRecord, Stage};
+
+use crate::error::{Context, Kind, Result};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use uuid::Uuid;
+
+/// Name of the record in a relationship's folder.
+pub const RECORD: &str = "record";
+/// Name of the committed manifest.
+pub const MANIFEST: &str = "manifest";
+/// Name of the next generation's manifest pages.
+pub const NEXT: &str = "manifest.next";
+/// Name of the sender's copy of what the receiver listed.
+pub const HAVE: &str = "have";
+/// Name of the receiver's journal.
+pub const JOURNAL: &str = "journal";
+
+/// Which half of a relationship a folder belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The sender's half.
+    Sources,
+    /// The receiver's half.
+    Replicas,
+}
+
+/// The state directory.
+#[derive(Clone, Debug)]
+pub struct StateDir {
+    root: PathBuf,
+}
+
+impl StateDir {
+    /// Opens the directory, making it (mode 0700) where it does not exist.
+    pub fn open(root: &Path) -> Result<StateDir> {
+        for side in [Side::Sources, Side::Replicas] {
+            make_dir(&side_path(root, side))?;
+        }
+        Ok(StateDir { root: root.to_owned() })
+    }
+
+    /// `/var/lib/blockferry` for root, `$XDG_STATE_HOME/blockferry` (or `~/.local/state/blockferry`) otherwise.
+    pub fn default_path() -> PathBuf {
+        if nix::unistd::geteuid().is_root() {
+            return "/var/lib/blockferry".into();
+        }
+        let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/state"));
+        let base = std::env::var_os("XDG_STATE_HOME").filter(|path| !path.is_empty()).map(PathBuf::from).or_else(home);
+        base.unwrap_or_else(|| ".".into()).join("blockferry")
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.root
+    }
+
+    /// The relationships that have a folder on this side, in a stable order.
+    pub fn relationships(&self, side: Side) -> Result<Vec<Uuid>> {
+        let path = side_path(&self.root, side);
+        let entries = std::fs::read_dir(&path).context(Kind::Failed, || format!("read {}", path.display()))?;
+        let mut all: Vec<Uuid> = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+        all.sort();
+        Ok(all)
+    }
+
+    /// The folder of a relationship; not made here.
+    pub fn folder(&self, side: Side, relationship: &Uuid) -> PathBuf {
+        side_path(&self.root, side).join(relationship.to_string())
+    }
+
+    /// The files of a relationship; makes its folder.
+    pub fn files(&self, side: Side, relationship: &Uuid) -> Result<HostFiles> {
+        let folder = self.folder(side, relationship);
+        make_dir(&folder)?;
+        Ok(HostFiles::new(&folder))
+    }
+}
+
+fn side_path(root: &Path, side: Side) -> PathBuf {
+    root.join(match side {
+        Side::Sources => "sources",
+        Side::Replicas => "replicas",
+    })
+}
+
+fn make_dir(path: &Path) -> Result<()> {
+    let hint = || format!("make the state directory {} (--state-dir chooses another)", path.display());
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).context(Kind::Failed, hint)
+}

@@ -1,0 +1,220 @@
+//! A transport that speaks frames: greeting, whole frames in, frames packed into buffers out.
+
+use super::{Inbox, Transport};
+use crate::error::{Error, Kind, Result};
+use crate::format::stream::{self, Frame, FrameKind, HEADER_BYTES, Header, Message, Refusal};
+use crate::limits::*;
+use crate::ring::AlignedBuf;
+
+/// One end of a session.
+pub struct Wire {
+    transport: Box<dyn Transport>,
+    inbox: Inbox,
+    out: Option<(AlignedBuf, usize)>,
+    /// A frame larger than a transport buffer is made here and then cut into pieces.
+    large: Vec<u8>,
+    large_bytes: usize,
+    sent_bytes: u64,
+}
+
+impl Wire {
+    /// Frames over this transport.
+    pub fn new(transport: Box<dyn Transport>) -> Result<Wire> {
+        let inbox = Inbox::new(TRANSPORT_BUFFER_BYTES)?;
+        Ok(Wire { transport, inbox, out: None, large: Vec::new(), large_bytes: 0, sent_bytes: 0 })
+    }
+
+    /// How messages call the other end.
+    pub fn peer(&self) -> &str {
+        self.transport.peer()
+    }
+
+    /// Bytes of all frames put on the wire.
+    pub fn sent_bytes(&self) -> u64 {
+        self.sent_bytes
+    }
+
+    /// Sends our greeting line, reads the peer's, and agrees on a version.
+    pub fn greet(&mut self) -> Result<u16> {
+        let greeting = stream::greeting();
+        self.room(greeting.len())?[..greeting.len()].copy_from_slice(greeting.as_bytes());
+        self.filled(greeting.len())?;
+        self.push()?;
+        let line = self.line()?;
+        stream::agree(&line)
+    }
+
+    fn line(&mut self) -> Result<String> {
+        loop {
+            let unread = self.inbox.unread();
+            let shown = &unread[..unread.len().min(GREETING_BYTES_MAX)];
+            if let Some(end) = shown.iter().position(|byte| *byte == b'\n') {
+                let line = String::from_utf8_lossy(&shown[..end]).into_owned();
+                self.inbox.consume(end + 1);
+                return Ok(line);
+            }
+            if shown.len() == GREETING_BYTES_MAX {
+                return Ok(String::from_utf8_lossy(shown).into_owned());
+            }
+            if !self.transport.receive(&mut self.inbox)? {
+                let said = String::from_utf8_lossy(self.inbox.unread()).into_owned();
+                let what = if said.is_empty() { "nothing".to_owned() } else { format!("\"{}\"", said.escape_debug()) };
+                let message = format!("{} closed the connection after saying {what}: is blockferry installed there?", self.peer());
+                return Err(Error::new(Kind::Transient, message));
+            }
+        }
+    }
+
+    /// Room for a frame of up to `bytes`, in one piece. What is in the buffer so far goes off when it
+    /// would not fit behind it.
+    pub fn room(&mut self, bytes: usize) -> Result<&mut [u8]> {
+        self.large_bytes = 0;
+        if bytes > TRANSPORT_BUFFER_BYTES {
+            self.large.resize(bytes, 0);
+            self.large_bytes = bytes;
+            return Ok(&mut self.large);
+        }
+        if self.out.as_ref().is_some_and(|(buffer, filled)| filled + bytes > buffer.len()) {
+            self.push()?;
+        }
+        let (buffer, filled) = match self.out.take() {
+            Some(out) => out,
+            None => (self.transport.outgoing()?, 0),
+        };
+        let (buffer, filled) = self.out.insert((buffer, filled));
+        Ok(&mut buffer[*filled..])
+    }
+
+    /// The first `bytes` bytes of the room are a frame now.
+    pub fn filled(&mut self, bytes: usize) -> Result<()> {
+        self.sent_bytes += bytes as u64;
+        if self.large_bytes > 0 {
+            let large = std::mem::take(&mut self.large);
+            let sent = large[..bytes].chunks(TRANSPORT_BUFFER_BYTES).try_for_each(|piece| self.append(piece));
+            self.large = large;
+            return sent;
+        }
+        if let Some((_, filled)) = &mut self.out {
+            *filled += bytes;
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        self.room(bytes.len())?[..bytes.len()].copy_from_slice(bytes);
+        if let Some((_, filled)) = &mut self.out {
+            *filled += bytes.len();
+        }
+        Ok(())
+    }
+
+    /// Adds a frame that is bytes already.
+    pub fn put_bytes(&mut self, frame: &[u8]) -> Result<()> {
+        self.room(frame.len())?[..frame.len()].copy_from_slice(frame);
+        self.filled(frame.len())
+    }
+
+    /// Adds a small frame.
+    pub fn put(&mut self, message: &Message) -> Result<()> {
+        self.put_bytes(&stream::encode(message))
+    }
+
+    /// Sends what was added.
+    pub fn push(&mut self) -> Result<()> {
+        match self.out.take() {
+            Some((buffer, filled)) => self.transport.send(buffer, filled),
+            None => Ok(()),
+        }
+    }
+
+    /// Sends a small frame at once.
+    pub fn say(&mut self, message: &Message) -> Result<()> {
+        self.put(message)?;
+        self.push()
+    }
+
+    /// Sends what was added and waits until it left this process.
+    pub fn flush(&mut self) -> Result<()> {
+        self.push()?;
+        self.transport.flush()
+    }
+
+    /// Tells the peer why we stop, if it still listens.
+    pub fn abort(&mut self, error: &Error) {
+        // What is half made in the buffer is whole frames; the peer may use or drop them.
+        let refusal = Refusal { kind: error.kind(), message: error.chain() };
+        let _ = self.say(&Message::Abort(refusal)).and_then(|()| self.transport.flush());
+    }
+
+    /// Waits for the next whole frame. `None`: the peer closed between two frames.
+    pub fn next(&mut self) -> Result<Option<Header>> {
+        loop {
+            if let Some(header) = stream::header(self.inbox.unread())? {
+                self.inbox.reserve(header.frame_bytes())?;
+                if self.inbox.unread().len() >= header.frame_bytes() {
+                    return Ok(Some(header));
+                }
+            } else {
+                self.inbox.reserve(HEADER_BYTES)?;
+            }
+            if !self.transport.receive(&mut self.inbox)? {
+                if self.inbox.unread().is_empty() {
+                    return Ok(None);
+                }
+                return Err(Error::new(Kind::Transient, format!("{} closed the connection within a frame", self.peer())));
+            }
+        }
+    }
+
+    /// The bytes of the frame that `next` announced.
+    pub fn bytes(&self, header: &Header) -> &[u8] {
+        &self.inbox.unread()[..header.frame_bytes()]
+    }
+
+    /// The frame that `next` announced.
+    pub fn frame(&self, header: &Header) -> Result<Frame<'_>> {
+        stream::decode(header, &self.bytes(header)[HEADER_BYTES..])
+    }
+
+    /// The frame that `next` announced is dealt with.
+    pub fn done(&mut self, header: &Header) {
+        self.inbox.consume(header.frame_bytes());
+    }
+
+    /// The next frame as a small message; the peer's Refuse and Abort become errors of their kind.
+    pub fn hear(&mut self) -> Result<Message> {
+        let Some(header) = self.next()? else {
+            return Err(Error::new(Kind::Transient, format!("{} closed the connection", self.peer())));
+        };
+        let message = match self.frame(&header)? {
+            Frame::Message(message) => message,
+            _ => return Err(unexpected(header.kind)),
+        };
+        self.done(&header);
+        match message {
+            Message::Refuse(refusal) | Message::Abort(refusal) => Err(self.said(refusal)),
+            message => Ok(message),
+        }
+    }
+
+    /// The peer's refusal as our error.
+    pub fn said(&self, refusal: Refusal) -> Error {
+        Error::because(refusal.kind, self.peer().to_owned(), refusal.message)
+    }
+
+    /// After a send failed: the peer may have said why before it went.
+    pub fn explain(&mut self, error: Error) -> Error {
+        while let Ok(Some(header)) = self.next() {
+            if let Ok(Frame::Message(Message::Refuse(refusal) | Message::Abort(refusal))) = self.frame(&header) {
+                return self.said(refusal);
+            }
+            self.done(&header);
+        }
+        error
+    }
+}
+
+/// A frame that has no place here.
+pub fn unexpected(kind: FrameKind) -> Error {
+    Error::malformed(format!("the peer sent a {kind:?} frame where it has no place"))
+}
