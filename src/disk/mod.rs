@@ -7,6 +7,7 @@ pub mod guard;
 pub mod identity;
 pub mod ram;
 pub mod raw;
+mod stack;
 
 pub use crate::ring::{Action, AlignedBuf, Completion, Pool, Request, Run};
 
