@@ -333,3 +333,38 @@ fn write_without_waiting(file: &File, from: &[u8]) -> io::Result<usize> {
     let written = unsafe { libc::pwritev2(file.as_raw_fd(), &part, 1, -1, libc::RWF_NOWAIT) };
     usize::try_from(written).map_err(|_| io::Error::last_os_error())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::zeroing::Way;
+    use super::*;
+
+    #[test]
+    fn zeros_are_written_where_the_kernel_offers_nothing_better() {
+        let (file, shared) = (tempfile::tempfile().unwrap(), Shared::default());
+        file.write_all_at(&vec![7; 3 << 20], 0).unwrap();
+        for way in [Way::PunchHole, Way::ZeroRange] {
+            ways(&shared).after(file.as_raw_fd(), way, libc::EOPNOTSUPP);
+        }
+        zero(&shared, &file, 5, (2 << 20) + 9).unwrap();
+        let seen = std::fs::read(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
+        let zeros = 5..5 + (2 << 20) + 9;
+        assert!(seen.iter().enumerate().all(|(at, byte)| *byte == if zeros.contains(&at) { 0 } else { 7 }));
+    }
+
+    #[test]
+    fn a_silent_stream_holds_up_neither_disk_nor_the_other_direction() {
+        let (file, mut engine) = (Arc::new(tempfile::tempfile().unwrap()), Blocking::new());
+        let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let ours = Arc::new(File::from(std::os::fd::OwnedFd::from(ours)));
+        let page = || AlignedBuf::new(4096).unwrap();
+        engine.submit(&ours, Request { token: 1, action: Action::Receive(page(), 0) }).unwrap();
+        engine.submit(&ours, Request { token: 2, action: Action::Transmit(page(), 9) }).unwrap();
+        engine.submit(&file, Request { token: 3, action: Action::Write(page(), vec![Run { at: 0, offset: 0, bytes: 4096 }]) }).unwrap();
+        let mut tokens: Vec<u64> = (0..2).map(|_| engine.wait(None).unwrap().unwrap().token).collect();
+        tokens.sort_unstable();
+        assert_eq!((tokens, engine.in_flight()), (vec![2, 3], 1));
+        theirs.write_all(b"x").unwrap();
+        assert_eq!(engine.wait(None).unwrap().unwrap().result.unwrap(), 1);
+    }
+}

@@ -519,4 +519,19 @@ mod tests {
         std::os::unix::fs::FileExt::read_exact_at(&*file, &mut seen, 0).unwrap();
         assert!(seen.chunks(4096).enumerate().all(|(i, part)| part.iter().all(|byte| *byte == i as u8 + 1)));
     }
+
+    #[test]
+    fn zeros_are_written_where_the_kernel_offers_nothing_better() {
+        let (file, mut ring) = (Arc::new(tempfile::tempfile().unwrap()), Uring::new().unwrap());
+        std::os::unix::fs::FileExt::write_all_at(&*file, &vec![7; 3 << 20], 0).unwrap();
+        for way in [Way::PunchHole, Way::ZeroRange] {
+            ring.ways.after(file.as_raw_fd(), way, libc::EOPNOTSUPP);
+        }
+        ring.submit(&file, Request { token: 1, action: Action::Zero { offset: 5, bytes: (2 << 20) + 9 } }).unwrap();
+        assert_eq!(ring.wait(None).unwrap().unwrap().result.unwrap(), 0);
+        assert!(ring.zeros.is_some(), "the third way needs its buffer");
+        let seen = std::fs::read(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
+        let zeros = 5..5 + (2 << 20) + 9;
+        assert!(seen.iter().enumerate().all(|(at, byte)| *byte == if zeros.contains(&at) { 0 } else { 7 }));
+    }
 }

@@ -364,4 +364,30 @@ mod tests {
             assert!(lost.chain().contains("peer took no byte"), "{}", lost.chain());
         }
     }
+
+    #[test]
+    fn a_full_pipe_does_not_hold_up_the_drop() {
+        for choice in BOTH {
+            let (mut a, _b) = pipe_pair(choice);
+            for _ in 0..TRANSPORT_BUFFERS {
+                let buffer = a.outgoing().unwrap();
+                a.send(buffer, TRANSPORT_BUFFER_BYTES).unwrap();
+            }
+            thread::sleep(Duration::from_millis(50));
+            let dropping = Instant::now();
+            drop(a);
+            assert!(dropping.elapsed() < Duration::from_secs(1), "a pending transmit holds up the drop");
+        }
+    }
+
+    #[test]
+    fn a_stream_works_in_another_thread_than_the_one_that_made_it() {
+        for choice in BOTH {
+            let (mut a, mut b) = thread::spawn(move || socket_pair(choice)).join().unwrap();
+            thread::scope(|scope| {
+                scope.spawn(move || send_numbered(&mut a, 5));
+                receive_numbered(&mut b, 5);
+            });
+        }
+    }
 }
