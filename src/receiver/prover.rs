@@ -76,7 +76,8 @@ impl Prover {
         target.read_extents(&extents, &mut |extent, held| {
             // Extents of a frame are in order, so each is found by its number.
             let Ok(found) = parted.binary_search_by_key(&extent, |(line, _)| line.extent) else { return Ok(()) };
-            let (line, mut from) = &parted[found];
+            let (line, start) = &parted[found];
+            let mut from = *start;
             for run in line.runs() {
                 let bytes = run_bytes(&geometry, extent, &run);
                 held[run.start * BLOCK_BYTES..][..bytes].copy_from_slice(&plain[from..from + bytes]);

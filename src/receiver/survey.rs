@@ -34,8 +34,12 @@ pub fn hash_device(target: &mut Target, geometry: Geometry, hasher: &Hasher, pro
             return Err(crate::transport::stream::interrupted());
         }
         match piece {
-            Piece::Hole(extents) => sink(Scanned::Zeros(extents))?,
+            Piece::Hole(extents) => {
+                progress.scanned_bytes.store(geometry.bytes_range(extents.clone()).end, Relaxed);
+                sink(Scanned::Zeros(extents))?;
+            }
             Piece::Chunk(chunk) => {
+                progress.scanned_bytes.store(chunk.offset + chunk.bytes as u64, Relaxed);
                 let first = chunk.offset / geometry.extent_bytes() as u64;
                 for (at, data) in chunk.data().chunks(geometry.extent_bytes()).enumerate() {
                     let digest = hasher.extent(data, &mut blocks);

@@ -7,13 +7,15 @@
 
 mod blocking;
 mod buffer;
+pub(crate) mod ioctl;
 mod uring;
+mod zeroing;
 
 pub use buffer::{AlignedBuf, Pool};
 
 use std::fs::File;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 /// One piece of a transfer: `bytes` bytes between `at` in the buffer and `offset` on the file.
@@ -112,5 +114,70 @@ pub fn open(choice: Choice) -> io::Result<Box<dyn Engine>> {
                 Ok(Box::new(blocking::Blocking::new()))
             }
         },
+    }
+}
+
+/// Tells the operator, once per process, that io_uring is missing, why that is likely so, and how to silence this.
+fn say_fallback_once(cause: &io::Error) {
+    static SAID: Once = Once::new();
+    SAID.call_once(|| {
+        let setting = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok();
+        eprintln!("{}", fallback_message(cause, setting.as_deref()));
+    });
+}
+
+/// `setting` is the content of `/proc/sys/kernel/io_uring_disabled`, where the kernel has it.
+fn fallback_message(cause: &io::Error, setting: Option<&str>) -> String {
+    let reason = match setting.map(str::trim) {
+        Some(value @ ("1" | "2")) => format!("the sysctl kernel.io_uring_disabled is {value}"),
+        _ => "a seccomp filter forbids it or the kernel is older than 5.11".to_owned(),
+    };
+    format!("io_uring is not available ({cause}; likely {reason}): using threads, about 5 % slower; --io blocking silences this")
+}
+
+/// Whether a request stays inside its buffer. The engines hand raw addresses to the kernel after this.
+fn check(action: &Action) -> io::Result<()> {
+    let inside = |buffer: &AlignedBuf, at: usize, bytes: usize| at.checked_add(bytes).is_some_and(|end| end <= buffer.len());
+    let valid = match action {
+        Action::Read(buffer, runs) | Action::Write(buffer, runs) => runs.iter().all(|run| inside(buffer, run.at, run.bytes)),
+        // A receive without room could not tell "nothing fits" from "the peer closed".
+        Action::Receive(buffer, at) => *at < buffer.len(),
+        Action::Transmit(buffer, bytes) => inside(buffer, 0, *bytes),
+        Action::Zero { .. } | Action::Flush => true,
+    };
+    if valid { Ok(()) } else { Err(io::Error::new(io::ErrorKind::InvalidInput, "a request reaches beyond its buffer")) }
+}
+
+/// The buffer of a request that never started.
+fn buffer_of(action: Action) -> Option<AlignedBuf> {
+    match action {
+        Action::Read(buffer, _) | Action::Write(buffer, _) | Action::Receive(buffer, _) | Action::Transmit(buffer, _) => Some(buffer),
+        Action::Zero { .. } | Action::Flush => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fallback_names_the_sysctl_only_when_it_is_set() {
+        let cause = io::Error::from_raw_os_error(1);
+        assert!(fallback_message(&cause, Some("2\n")).contains("kernel.io_uring_disabled is 2"));
+        assert!(fallback_message(&cause, Some("0\n")).contains("seccomp"));
+        assert!(fallback_message(&cause, None).contains("--io blocking silences this"));
+    }
+
+    #[test]
+    fn a_request_beyond_its_buffer_never_reaches_the_kernel() {
+        for choice in [Choice::Uring, Choice::Blocking] {
+            let mut engine = open(choice).unwrap();
+            let file = Arc::new(tempfile::tempfile().unwrap());
+            let runs = vec![Run { at: 4000, offset: 0, bytes: 97 }];
+            engine.submit(&file, Request { token: 5, action: Action::Write(AlignedBuf::new(4096).unwrap(), runs) }).unwrap();
+            let done = engine.wait(None).unwrap().unwrap();
+            assert_eq!((done.token, done.result.unwrap_err().kind()), (5, io::ErrorKind::InvalidInput));
+            assert!(done.buffer.is_some());
+        }
     }
 }

@@ -131,19 +131,23 @@ fn adopt_unacknowledged(pass: &mut Pass<'_>, agreed: &mut Agreed, hasher: &Hashe
         None => Manifest::open(pass.files, MANIFEST, hasher, Damage::Refuse)?,
     };
     let Some(base) = base.filter(|base| base.about().geometry == agreed.about.geometry) else { return Ok(()) };
-    match manifest::sealed_draft(pass.files, base, generation, &root)? {
-        Err(base) => agreed.base = Some(base),
-        Ok(mut draft) if draft.root()? == root => {
-            let sealed = About { epoch: agreed.welcome.epoch, generation, root, ..agreed.about };
-            super::adopt(pass.record, pass.files, draft, &sealed, pass.record.source_time_ms)?;
-            agreed.base = manifest::load(pass.files, generation, &root, &agreed.about.geometry, hasher)?;
-            agreed.uses_base = agreed.base.is_some();
-            agreed.adopted = Some(generation);
-            agreed.have.set_baseline(if agreed.uses_base { Baseline::Yours } else { agreed.welcome.baseline });
+    let mut draft = match manifest::sealed_draft(pass.files, base, generation, &root)? {
+        Ok(draft) => draft,
+        Err(base) => {
+            agreed.base = Some(base);
+            return Ok(());
         }
+    };
+    if draft.root()? != root {
         // The draft lay over a manifest that is lost.
-        Ok(_) => {}
+        return Ok(());
     }
+    let sealed = About { epoch: agreed.welcome.epoch, generation, root, ..agreed.about };
+    super::adopt(pass.record, pass.files, draft, &sealed, pass.record.source_time_ms)?;
+    agreed.base = manifest::load(pass.files, generation, &root, &agreed.about.geometry, hasher)?;
+    agreed.uses_base = agreed.base.is_some();
+    agreed.adopted = Some(generation);
+    agreed.have.set_baseline(if agreed.uses_base { Baseline::Yours } else { agreed.welcome.baseline });
     Ok(())
 }
 

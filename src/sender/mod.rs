@@ -161,7 +161,8 @@ fn replicate(pass: &mut Pass<'_>, wire: &mut Wire, agreed: &mut Agreed, geometry
         // From here on a crash loses nothing: the next handshake finds this generation committed and
         // adopts `manifest.next`, or not committed and starts over from the old manifest.
         framer.counts.read_bytes = scan.read_bytes();
-        framer.wire().put(&Message::End(End { generation, root: sealed.root, counts: framer.counts }))?;
+        let end = End { generation, root: sealed.root, counts: framer.counts };
+        framer.wire().put(&Message::End(end))?;
         framer.wire().flush()?;
         failpoint::reach("sender.end-sent");
         pass.progress.enter(Phase::Commit, geometry.volume_bytes());

@@ -1,0 +1,393 @@
+//! A stream over two descriptors: the two ends of a pipe pair (ssh, stdio) or one socket twice.
+//!
+//! Bytes go through a ring of its own. One buffer is on its way at a time, because two writes in
+//! flight on one stream may pass each other; the others queue behind it.
+
+use super::{Inbox, Transport};
+use crate::error::{Context, Error, Kind, Result};
+use crate::limits::{BLOCK_BYTES, STALL_TIMEOUT, STOP_POLL, TRANSPORT_BUFFER_BYTES, TRANSPORT_BUFFERS};
+use crate::ring::{self, Action, AlignedBuf, Choice, Completion, Engine, Pool, Request};
+use nix::fcntl::{FcntlArg, fcntl};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// What a pipe is asked to hold: what an unprivileged process may have.
+const PIPE_BYTES: i32 = 1 << 20;
+
+const TRANSMIT: u64 = 1;
+const RECEIVE: u64 = 2;
+
+/// The error of a run that was asked to stop.
+pub fn interrupted() -> Error {
+    Error::new(Kind::Interrupted, "stopped by a signal")
+}
+
+/// One end of a connection over two descriptors.
+pub struct Stream {
+    peer: String,
+    reader: Arc<File>,
+    writer: Arc<File>,
+    engine: Box<dyn Engine>,
+    free: Pool,
+    queue: VecDeque<(AlignedBuf, usize)>,
+    sending: bool,
+    receiving: bool,
+    received: Option<Completion>,
+    send_failure: Option<(Kind, String)>,
+    last_progress: Instant,
+    stall: Duration,
+    stop: Arc<AtomicBool>,
+}
+
+impl Stream {
+    /// A stream that reads from `reader` and writes to `writer`. Waits end when `stop` is set.
+    pub fn new(peer: String, reader: File, writer: File, choice: Choice, stop: Arc<AtomicBool>) -> Result<Stream> {
+        let engine = ring::open(choice).context(Kind::Failed, || format!("open an i/o engine for the connection to {peer}"))?;
+        let free = Pool::new(TRANSPORT_BUFFERS, TRANSPORT_BUFFER_BYTES).context(Kind::Failed, || "allocate transport buffers")?;
+        // Fewer turns per megabyte. Sockets and limited users answer with an error that means nothing.
+        for end in [&reader, &writer] {
+            let _ = fcntl(end, FcntlArg::F_SETPIPE_SZ(PIPE_BYTES));
+        }
+        Ok(Stream {
+            peer,
+            reader: Arc::new(reader),
+            writer: Arc::new(writer),
+            engine,
+            free,
+            queue: VecDeque::new(),
+            sending: false,
+            receiving: false,
+            received: None,
+            send_failure: None,
+            last_progress: Instant::now(),
+            stall: STALL_TIMEOUT,
+            stop,
+        })
+    }
+
+    /// Starts the next queued buffer when none is on its way.
+    fn start_next(&mut self) -> Result<()> {
+        if self.sending {
+            return Ok(());
+        }
+        let Some((buffer, bytes)) = self.queue.pop_front() else { return Ok(()) };
+        let request = Request { token: TRANSMIT, action: Action::Transmit(buffer, bytes) };
+        self.engine.submit(&self.writer, request).context(Kind::Failed, || format!("send to {}", self.peer))?;
+        self.sending = true;
+        self.last_progress = Instant::now();
+        Ok(())
+    }
+
+    /// Takes one completion, or looks at the stop flag and the clock.
+    fn step(&mut self) -> Result<()> {
+        match self.engine.wait(Some(STOP_POLL)).context(Kind::Failed, || format!("wait for {}", self.peer))? {
+            Some(done) => {
+                self.last_progress = Instant::now();
+                self.take(done)
+            }
+            None if self.stop.load(Ordering::Relaxed) => Err(interrupted()),
+            // A peer that owes us bytes may be hashing a device. One that takes none is gone.
+            None if self.sending && self.last_progress.elapsed() >= self.stall => Err(Error::new(
+                Kind::Transient,
+                format!("{} took no byte for {} seconds: connection given up", self.peer, self.stall.as_secs()),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    fn take(&mut self, done: Completion) -> Result<()> {
+        if done.token == RECEIVE {
+            self.receiving = false;
+            self.received = Some(done);
+            return Ok(());
+        }
+        self.sending = false;
+        if let Some(buffer) = done.buffer {
+            self.free.put(buffer);
+        }
+        if let Err(cause) = done.result {
+            // Not raised here: the peer may have said why before it hung up, and `receive` still reads that.
+            self.send_failure = Some((Kind::Transient, format!("connection to {} lost while sending: {}", self.peer, plain(&cause))));
+            for (buffer, _) in self.queue.drain(..) {
+                self.free.put(buffer);
+            }
+        }
+        self.start_next()
+    }
+
+    fn check_sending(&self) -> Result<()> {
+        match &self.send_failure {
+            Some((kind, message)) => Err(Error::new(*kind, message.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Lends the inbox's buffer to the ring, with room behind what is unread.
+    fn start_receive(&mut self, inbox: &mut Inbox) -> Result<()> {
+        if inbox.room() == 0 {
+            inbox.reserve(inbox.unread().len() + BLOCK_BYTES)?;
+        }
+        let (buffer, at) = inbox.lend().ok_or_else(|| Error::new(Kind::Failed, "the inbox's buffer is still lent out"))?;
+        let request = Request { token: RECEIVE, action: Action::Receive(buffer, at) };
+        self.engine.submit(&self.reader, request).context(Kind::Failed, || format!("receive from {}", self.peer))?;
+        self.receiving = true;
+        Ok(())
+    }
+}
+
+/// A stream's failure in the words of a person.
+fn plain(cause: &io::Error) -> String {
+    match cause.kind() {
+        io::ErrorKind::BrokenPipe | io::ErrorKind::WriteZero => "the peer closed it".to_owned(),
+        _ => cause.to_string(),
+    }
+}
+
+impl Transport for Stream {
+    fn peer(&self) -> &str {
+        &self.peer
+    }
+
+    fn outgoing(&mut self) -> Result<AlignedBuf> {
+        loop {
+            self.check_sending()?;
+            if let Some(buffer) = self.free.take() {
+                return Ok(buffer);
+            }
+            // Otherwise the caller holds all of them, and would wait for itself.
+            if !self.sending {
+                return Err(Error::new(Kind::Failed, "every transport buffer is in the sender's own hands"));
+            }
+            self.step()?;
+        }
+    }
+
+    fn send(&mut self, buffer: AlignedBuf, bytes: usize) -> Result<()> {
+        if let Err(lost) = self.check_sending() {
+            self.free.put(buffer);
+            return Err(lost);
+        }
+        self.queue.push_back((buffer, bytes));
+        self.start_next()
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        while self.sending {
+            self.step()?;
+        }
+        self.check_sending()
+    }
+
+    fn receive(&mut self, inbox: &mut Inbox) -> Result<bool> {
+        // A wait that a signal ended left its receive with the ring: it is taken up again.
+        if !self.receiving && self.received.is_none() {
+            self.start_receive(inbox)?;
+        }
+        let done = loop {
+            match self.received.take() {
+                Some(done) => break done,
+                None => self.step()?,
+            }
+        };
+        let buffer = done.buffer.ok_or_else(|| Error::new(Kind::Failed, "a receive came back without its buffer"))?;
+        let bytes = *done.result.as_ref().unwrap_or(&0);
+        inbox.give_back(buffer, bytes);
+        match done.result {
+            Ok(bytes) => Ok(bytes > 0),
+            Err(cause) => Err(Error::because(Kind::Transient, format!("connection to {} lost while receiving", self.peer), cause)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
+    const BOTH: [Choice; 2] = [Choice::Uring, Choice::Blocking];
+
+    fn file(end: impl Into<OwnedFd>) -> File {
+        File::from(end.into())
+    }
+
+    fn stop() -> Arc<AtomicBool> {
+        Arc::default()
+    }
+
+    fn over_socket(choice: Choice, socket: UnixStream, stop: &Arc<AtomicBool>) -> Stream {
+        let other = socket.try_clone().unwrap();
+        Stream::new("peer".into(), file(socket), file(other), choice, stop.clone()).unwrap()
+    }
+
+    fn socket_pair(choice: Choice) -> (Stream, Stream) {
+        let (a, b) = UnixStream::pair().unwrap();
+        (over_socket(choice, a, &stop()), over_socket(choice, b, &stop()))
+    }
+
+    fn pipe_pair(choice: Choice) -> (Stream, Stream) {
+        let ((a_in, b_out), (b_in, a_out)) = (io::pipe().unwrap(), io::pipe().unwrap());
+        let make = |reader: File, writer: File| Stream::new("peer".into(), reader, writer, choice, stop()).unwrap();
+        (make(file(a_in), file(a_out)), make(file(b_in), file(b_out)))
+    }
+
+    /// Buffer `i` is filled with its number and has a length of its own.
+    fn send_numbered(stream: &mut Stream, count: usize) {
+        for i in 0..count {
+            let mut buffer = stream.outgoing().unwrap();
+            let bytes = TRANSPORT_BUFFER_BYTES - i * 1001;
+            buffer[..bytes].fill(i as u8);
+            stream.send(buffer, bytes).unwrap();
+        }
+        stream.flush().unwrap();
+    }
+
+    fn receive_numbered(stream: &mut Stream, count: usize) {
+        let mut inbox = Inbox::new(300_000).unwrap();
+        for i in 0..count {
+            let mut left = TRANSPORT_BUFFER_BYTES - i * 1001;
+            while left > 0 {
+                if inbox.unread().is_empty() {
+                    assert!(stream.receive(&mut inbox).unwrap());
+                }
+                let bytes = inbox.unread().len().min(left);
+                assert!(inbox.unread()[..bytes].iter().all(|byte| *byte == i as u8), "buffer {i} arrived out of order");
+                inbox.consume(bytes);
+                left -= bytes;
+            }
+        }
+    }
+
+    #[test]
+    fn large_buffers_arrive_in_order_over_sockets_and_pipes() {
+        for choice in BOTH {
+            for (mut a, mut b) in [socket_pair(choice), pipe_pair(choice)] {
+                thread::scope(|scope| {
+                    scope.spawn(move || send_numbered(&mut a, 30));
+                    receive_numbered(&mut b, 30);
+                    assert!(!b.receive(&mut Inbox::new(4096).unwrap()).unwrap(), "the end of the sender is the end of the stream");
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn receiving_goes_on_while_sending() {
+        for choice in BOTH {
+            for (mut a, mut b) in [socket_pair(choice), pipe_pair(choice)] {
+                thread::scope(|scope| {
+                    scope.spawn(move || {
+                        let first = a.outgoing().unwrap();
+                        a.send(first, TRANSPORT_BUFFER_BYTES).unwrap();
+                        receive_numbered(&mut a, 5);
+                        a.flush().unwrap();
+                    });
+                    // This end sends before it takes anything: only a full-duplex peer lets it finish.
+                    send_numbered(&mut b, 5);
+                    let mut inbox = Inbox::new(TRANSPORT_BUFFER_BYTES).unwrap();
+                    while inbox.unread().len() < TRANSPORT_BUFFER_BYTES {
+                        assert!(b.receive(&mut inbox).unwrap());
+                    }
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn a_closing_peer_ends_sending_but_its_last_words_are_heard() {
+        for choice in BOTH {
+            let (a_in, b_out) = io::pipe().unwrap();
+            let (b_in, a_out) = io::pipe().unwrap();
+            let mut a = Stream::new("peer".into(), file(a_in), file(a_out), choice, stop()).unwrap();
+            io::Write::write_all(&mut file(b_out), b"refused").unwrap();
+            drop(b_in);
+            let lost = loop {
+                match a.outgoing().and_then(|buffer| a.send(buffer, TRANSPORT_BUFFER_BYTES)) {
+                    Ok(()) => {}
+                    Err(lost) => break lost,
+                }
+            };
+            assert_eq!(lost.kind(), Kind::Transient);
+            assert!(lost.chain().starts_with("connection to peer lost while sending"), "{}", lost.chain());
+            let mut inbox = Inbox::new(4096).unwrap();
+            assert!(a.receive(&mut inbox).unwrap());
+            assert_eq!(inbox.unread(), b"refused");
+            assert!(!a.receive(&mut inbox).unwrap());
+        }
+    }
+
+    #[test]
+    fn the_stop_flag_ends_a_wait_within_a_second_and_the_wait_can_be_resumed() {
+        for choice in BOTH {
+            let (socket, other) = UnixStream::pair().unwrap();
+            let stop = stop();
+            let mut a = over_socket(choice, socket, &stop);
+            let mut inbox = Inbox::new(4096).unwrap();
+            stop.store(true, Ordering::Relaxed);
+            let begun = Instant::now();
+            assert_eq!(a.receive(&mut inbox).unwrap_err().kind(), Kind::Interrupted);
+            assert!(begun.elapsed() < Duration::from_secs(1));
+            io::Write::write_all(&mut &other, b"late").unwrap();
+            assert!(a.receive(&mut inbox).unwrap());
+            assert_eq!(inbox.unread(), b"late");
+            let _pending = a.receive(&mut inbox).unwrap_err();
+            let dropping = Instant::now();
+            drop(a);
+            assert!(dropping.elapsed() < Duration::from_secs(1), "a pending receive holds up the drop");
+        }
+    }
+
+    #[test]
+    fn a_peer_that_takes_nothing_is_given_up_and_one_that_says_nothing_is_not() {
+        for choice in BOTH {
+            let (socket, _silent) = UnixStream::pair().unwrap();
+            let stop = stop();
+            let mut a = over_socket(choice, socket, &stop);
+            a.stall = Duration::from_millis(300);
+            let flag = stop.clone();
+            let signal = thread::spawn(move || {
+                thread::sleep(Duration::from_millis(900));
+                flag.store(true, Ordering::Relaxed);
+            });
+            assert_eq!(a.receive(&mut Inbox::new(4096).unwrap()).unwrap_err().kind(), Kind::Interrupted);
+            signal.join().unwrap();
+            stop.store(false, Ordering::Relaxed);
+            let buffer = a.outgoing().unwrap();
+            a.send(buffer, TRANSPORT_BUFFER_BYTES).unwrap();
+            let lost = a.flush().unwrap_err();
+            assert_eq!(lost.kind(), Kind::Transient);
+            assert!(lost.chain().contains("peer took no byte"), "{}", lost.chain());
+        }
+    }
+
+    #[test]
+    fn a_full_pipe_does_not_hold_up_the_drop() {
+        for choice in BOTH {
+            let (mut a, _b) = pipe_pair(choice);
+            for _ in 0..TRANSPORT_BUFFERS {
+                let buffer = a.outgoing().unwrap();
+                a.send(buffer, TRANSPORT_BUFFER_BYTES).unwrap();
+            }
+            thread::sleep(Duration::from_millis(50));
+            let dropping = Instant::now();
+            drop(a);
+            assert!(dropping.elapsed() < Duration::from_secs(1), "a pending transmit holds up the drop");
+        }
+    }
+
+    #[test]
+    fn a_stream_works_in_another_thread_than_the_one_that_made_it() {
+        for choice in BOTH {
+            let (mut a, mut b) = thread::spawn(move || socket_pair(choice)).join().unwrap();
+            thread::scope(|scope| {
+                scope.spawn(move || send_numbered(&mut a, 5));
+                receive_numbered(&mut b, 5);
+            });
+        }
+    }
+}

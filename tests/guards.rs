@@ -1,0 +1,131 @@
+//! The guards before a target is written: on real loop devices, mounts and signatures.
+
+#[path = "rig/loops.rs"]
+mod loops;
+
+use blockferry::disk::raw::{Access, RawDisk};
+use blockferry::disk::{guard, identity};
+use blockferry::error::Kind;
+use blockferry::ring::Choice;
+use loops::{Loop, Mounted, is_root, run};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+fn blank(folder: &Path, name: &str) -> PathBuf {
+    let path = folder.join(name);
+    File::create(&path).and_then(|file| file.set_len(16 << 20)).expect("an image file");
+    path
+}
+
+fn make_ext4(path: &Path) {
+    run("mkfs.ext4", &["-q", "-F", "-L", "shelf", path.to_str().expect("test paths are plain text")]);
+}
+
+#[test]
+fn a_mounted_device_is_refused_under_every_name() {
+    if !is_root("mounts") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (file, at) = (blank(folder.path(), "image"), folder.path().join("m o"));
+    fs::create_dir(&at).unwrap();
+    make_ext4(&file);
+    let device = Loop::over(&file, 512);
+    let _mounted = Mounted::new(&device.0, &at);
+    for name in [&device.0, &file] {
+        let refusal = guard::not_in_use(name).unwrap_err();
+        assert_eq!(refusal.kind(), Kind::Refused);
+        assert!(refusal.chain().contains(&format!("is mounted at {}", at.display())), "{}", refusal.chain());
+        assert_eq!(guard::mounted_at(name).unwrap().as_deref(), at.to_str());
+    }
+    let refusal = RawDisk::open(&device.0, Access::Write, Choice::Auto).err().unwrap();
+    assert_eq!(refusal.kind(), Kind::Refused);
+    assert!(refusal.chain().contains("umount"), "{}", refusal.chain());
+    RawDisk::open(&device.0, Access::Read, Choice::Auto).unwrap();
+}
+
+#[test]
+fn a_file_under_a_loop_device_is_refused_and_the_device_is_free() {
+    if !is_root("loop devices") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = blank(folder.path(), "image");
+    guard::not_in_use(&file).unwrap();
+    let device = Loop::over(&file, 512);
+    let refusal = guard::not_in_use(&file).unwrap_err().chain();
+    assert!(refusal.contains(&format!("losetup -d {}", device.0.display())), "{refusal}");
+    guard::not_in_use(&device.0).unwrap();
+    assert_eq!(guard::mounted_at(&device.0).unwrap(), None);
+    let claimed = RawDisk::open(&device.0, Access::Write, Choice::Auto).unwrap();
+    let refusal = RawDisk::open(&device.0, Access::Write, Choice::Auto).err().unwrap();
+    assert!(refusal.chain().contains("claimed by another program"), "{}", refusal.chain());
+    drop(claimed);
+}
+
+#[test]
+fn the_same_bytes_are_recognised_under_two_names() {
+    if !is_root("loop devices") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (file, other, link) = (blank(folder.path(), "image"), blank(folder.path(), "other"), folder.path().join("link"));
+    let (device, second) = (Loop::over(&file, 512), Loop::over(&other, 512));
+    std::os::unix::fs::symlink(&device.0, &link).unwrap();
+    let same = |a: &Path, b: &Path| identity::same(a, b).unwrap();
+    assert!(same(&device.0, &link).unwrap().contains("are the same device"));
+    assert!(same(&file, &device.0).unwrap().contains("lies on"));
+    assert!(same(&link, &file).unwrap().contains("lies on"));
+    assert_eq!(same(&device.0, &second.0), None);
+    assert_eq!(same(&device.0, &other), None);
+    let known = identity::of(&link).unwrap();
+    assert_eq!((known.bytes, known.is_device, &known.path), (16 << 20, true, &device.0));
+    assert!(known.stable.starts_with("loop:"), "{}", known.stable);
+    assert!(known.stable.ends_with("/image"), "{}", known.stable);
+}
+
+#[test]
+fn a_file_system_is_found_and_a_blank_target_accepted() {
+    let folder = tempfile::tempdir().unwrap();
+    let (used, free) = (blank(folder.path(), "used"), blank(folder.path(), "free"));
+    make_ext4(&used);
+    let refusal = guard::no_signature(&used).unwrap_err();
+    assert_eq!(refusal.kind(), Kind::Refused);
+    let expected = format!("{} holds an ext4 file system (label \"shelf\"): --overwrite if it may be lost", used.display());
+    assert_eq!(refusal.chain(), expected);
+    guard::no_signature(&free).unwrap();
+    assert_eq!(guard::no_signature(&folder.path().join("missing")).unwrap_err().kind(), Kind::Refused);
+}
+
+/// A volume on device mapper: the disk below is held, and the volume lies on it.
+#[test]
+fn a_device_under_device_mapper_is_held_by_it() {
+    if !is_root("device mapper") {
+        return;
+    }
+    struct Mapped(String);
+    impl Drop for Mapped {
+        fn drop(&mut self) {
+            let _ = std::process::Command::new("dmsetup").args(["remove", &self.0]).status();
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let device = Loop::over(&blank(folder.path(), "image"), 512);
+    let name = format!("bf-guard-{}", std::process::id());
+    let table = format!("0 8192 linear {} 0", device.0.display());
+    let made = std::process::Command::new("dmsetup").args(["create", &name, "--uuid", &format!("BF-{name}"), "--table", &table]).output();
+    if !made.as_ref().is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: no device mapper here ({made:?})");
+        return;
+    }
+    let mapped = Mapped(name);
+    let volume = PathBuf::from(format!("/dev/mapper/{}", mapped.0));
+    let refusal = guard::not_in_use(&device.0).unwrap_err().chain();
+    assert!(refusal.contains(&format!("is part of {}", volume.display())), "{refusal}");
+    if !volume.exists() {
+        // Without udev the node is made by dmsetup itself.
+        run("dmsetup", &["mknodes"]);
+    }
+    assert!(identity::same(&device.0, &volume).unwrap().unwrap().contains("lies on"));
+    assert_eq!(identity::of(&volume).unwrap().stable, format!("BF-{}", mapped.0));
+}

@@ -1,0 +1,60 @@
+//! Loop devices and mounts that go away with the test, also when it panics.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Whether tests may make loop devices. In CI a missing root is a failure, not a reason to skip.
+pub fn is_root(test: &str) -> bool {
+    if nix::unistd::geteuid().is_root() {
+        return true;
+    }
+    assert!(std::env::var_os("CI").is_none(), "{test} needs root, and CI has to have it");
+    eprintln!("{test}: skipped, loop devices need root");
+    false
+}
+
+/// Runs a command that has to succeed; its output.
+pub fn run(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().unwrap_or_else(|cause| panic!("{program}: {cause}"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {said}");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("test paths are plain text")
+}
+
+/// A loop device over a file.
+pub struct Loop(pub PathBuf);
+
+impl Loop {
+    pub fn over(file: &Path, sector_bytes: u32) -> Loop {
+        let sector = sector_bytes.to_string();
+        Loop(run("losetup", &["-f", "--show", "--direct-io=on", "-b", &sector, text(file)]).into())
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
+    }
+}
+
+/// A mounted device.
+#[allow(dead_code)]
+pub struct Mounted<'a>(pub &'a Path);
+
+#[allow(dead_code)]
+impl Mounted<'_> {
+    pub fn new<'a>(device: &Path, at: &'a Path) -> Mounted<'a> {
+        run("mount", &[text(device), text(at)]);
+        Mounted(at)
+    }
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0).status();
+    }
+}
