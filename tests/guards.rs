@@ -21,6 +21,18 @@ fn make_ext4(path: &Path) {
     run("mkfs.ext4", &["-q", "-F", "-L", "shelf", path.to_str().expect("test paths are plain text")]);
 }
 
+/// An MBR with a signature and one Linux partition from sector 2048 on (sfdisk is not everywhere).
+fn one_partition(path: &Path) {
+    let mut sector = [0; 512];
+    sector[440..444].copy_from_slice(&0xb10c_fe44_u32.to_le_bytes());
+    sector[446 + 4] = 0x83;
+    sector[446 + 8..446 + 12].copy_from_slice(&2048u32.to_le_bytes());
+    sector[446 + 12..446 + 16].copy_from_slice(&20480u32.to_le_bytes());
+    sector[510..].copy_from_slice(&[0x55, 0xaa]);
+    let file = File::options().write(true).open(path).expect("an image file");
+    std::os::unix::fs::FileExt::write_all_at(&file, &sector, 0).expect("a partition table");
+}
+
 #[test]
 fn a_mounted_device_is_refused_under_every_name() {
     if !is_root("mounts") {
@@ -95,6 +107,37 @@ fn a_file_system_is_found_and_a_blank_target_accepted() {
     assert_eq!(refusal.chain(), expected);
     guard::no_signature(&free).unwrap();
     assert_eq!(guard::no_signature(&folder.path().join("missing")).unwrap_err().kind(), Kind::Refused);
+}
+
+/// A disk is in use when one of its partitions is; the partition's bytes are the disk's.
+#[test]
+fn a_mounted_partition_holds_its_disk() {
+    if !is_root("partitions") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (file, at) = (blank(folder.path(), "image"), folder.path().join("mount"));
+    fs::create_dir(&at).unwrap();
+    one_partition(&file);
+    let device = Loop::over(&file, 512);
+    let part = PathBuf::from(format!("{}p1", device.0.display()));
+    if !part.exists() {
+        // A kernel that cannot read MBRs takes partitions from partx.
+        run("partx", &["-a", device.0.to_str().unwrap()]);
+    }
+    guard::not_in_use(&device.0).unwrap();
+    let table = guard::no_signature(&device.0).unwrap_err().chain();
+    assert!(table.contains("holds a partition table (dos)"), "{table}");
+    guard::no_signature(&part).unwrap();
+    make_ext4(&part);
+    let _mounted = Mounted::new(&part, &at);
+    let refusal = guard::not_in_use(&device.0).unwrap_err().chain();
+    assert!(refusal.contains(&format!("through {}", part.display())), "{refusal}");
+    assert!(guard::not_in_use(&file).is_err());
+    assert!(identity::same(&part, &device.0).unwrap().unwrap().contains("lies on"));
+    assert!(identity::same(&part, &file).unwrap().unwrap().contains("lies on"));
+    let id = identity::of(&part).unwrap().stable;
+    assert!(id.starts_with("partuuid:") || id.starts_with("path:"), "{id}");
 }
 
 /// A volume on device mapper: the disk below is held, and the volume lies on it.

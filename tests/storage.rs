@@ -84,7 +84,8 @@ fn zeroing_reads_zeros_and_keeps_the_size(disk: &mut dyn Disk) {
 fn beyond_the_end_is_an_error_that_returns_the_buffer(disk: &mut dyn Disk) {
     let end = disk.bytes();
     let over = || vec![Run { at: 0, offset: 0, bytes: 4096 }, Run { at: 4096, offset: end - 512, bytes: 1024 }];
-    let actions = [Action::Read(buffer(8192), over()), Action::Write(buffer(8192), over()), Action::Zero { offset: end - 512, bytes: 1024 }];
+    let actions =
+        [Action::Read(buffer(8192), over()), Action::Write(buffer(8192), over()), Action::Zero { offset: end - 512, bytes: 1024 }];
     for (token, action) in actions.into_iter().enumerate() {
         disk.submit(Request { token: token as u64, action }).expect("queueing");
         let done = disk.wait().expect("waiting").expect("a completion");
@@ -112,7 +113,8 @@ fn requests_beyond_the_queue_all_complete(disk: &mut dyn Disk) {
             disk.submit(Request { token, action }).expect("queueing");
         }
         for token in 8..400 {
-            disk.submit(Request { token, action: Action::Read(buffer(4096), vec![Run { at: 0, offset: CHUNK as u64 * 3, bytes: 4096 }]) }).expect("queueing");
+            disk.submit(Request { token, action: Action::Read(buffer(4096), vec![Run { at: 0, offset: CHUNK as u64 * 3, bytes: 4096 }]) })
+                .expect("queueing");
         }
         let mut seen = vec![false; 400];
         while let Some(done) = disk.wait().expect("waiting") {

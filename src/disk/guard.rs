@@ -131,7 +131,9 @@ pub fn no_signature(path: &Path) -> Result<()> {
         Verdict::Ambiguous => {
             Err(refused(path, "holds signatures of several kinds of data: see `wipefs` on it; --overwrite if it may be lost"))
         }
-        Verdict::Unknown => Err(refused(path, &format!("could not be examined (blkid ended with {code}): --overwrite if its content may be lost"))),
+        Verdict::Unknown => {
+            Err(refused(path, &format!("could not be examined (blkid ended with {code}): --overwrite if its content may be lost")))
+        }
     }
 }
 

@@ -112,7 +112,9 @@ pub fn same(a: &Path, b: &Path) -> Result<Option<String>> {
         Node::Device(number) => Some(device_id(number, Path::new(""))).filter(|id| id.starts_with("wwid:")),
         Node::File { .. } => None,
     };
-    Ok(world_wide(node_a).filter(|id| world_wide(node_b).as_ref() == Some(id)).map(|id| format!("{name_a} and {name_b} are paths to one disk ({id})")))
+    Ok(world_wide(node_a)
+        .filter(|id| world_wide(node_b).as_ref() == Some(id))
+        .map(|id| format!("{name_a} and {name_b} are paths to one disk ({id})")))
 }
 
 #[cfg(test)]

@@ -84,7 +84,8 @@ impl RawDisk {
 
     fn over(path: &Path, file: File, access: Access, is_device: bool, choice: Choice) -> Result<RawDisk> {
         let what = || format!("examine {}", path.display());
-        let bytes = if is_device { ioctl::device_bytes(&file) } else { file.metadata().map(|found| found.len()) }.context(Kind::Failed, what)?;
+        let bytes =
+            if is_device { ioctl::device_bytes(&file) } else { file.metadata().map(|found| found.len()) }.context(Kind::Failed, what)?;
         let told = ioctl::direct_alignment(&file).ok().flatten();
         let logical_block = match (is_device, told) {
             (true, _) => ioctl::logical_block(&file).context(Kind::Failed, what)?,

@@ -173,7 +173,9 @@ fn work(shared: &Shared, kind: usize, finished: &Sender<Completion>) {
 
 fn perform(shared: &Shared, file: &File, action: Action) -> (io::Result<usize>, Option<AlignedBuf>) {
     match action {
-        Action::Read(mut buffer, runs) => (each_run(&runs, |run| read(file, &mut buffer[run.at..run.at + run.bytes], run.offset)), Some(buffer)),
+        Action::Read(mut buffer, runs) => {
+            (each_run(&runs, |run| read(file, &mut buffer[run.at..run.at + run.bytes], run.offset)), Some(buffer))
+        }
         Action::Write(buffer, runs) => (each_run(&runs, |run| write(file, &buffer[run.at..run.at + run.bytes], run.offset)), Some(buffer)),
         Action::Zero { offset, bytes } => (zero(shared, file, offset, bytes).map(|()| 0), None),
         Action::Flush => (file.sync_data().map(|()| 0), None),
@@ -238,9 +240,7 @@ fn zero(shared: &Shared, file: &File, mut offset: u64, mut bytes: u64) -> io::Re
     while bytes > 0 {
         let step = bytes.min(STEP_BYTES);
         let result = match way.mode() {
-            Some(mode) => {
-                fallocate(file, FallocateFlags::from_bits_retain(mode), offset as i64, step as i64).map_err(io::Error::from)
-            }
+            Some(mode) => fallocate(file, FallocateFlags::from_bits_retain(mode), offset as i64, step as i64).map_err(io::Error::from),
             None => write_zeros(file, &mut zeros, offset, step),
         };
         match result {

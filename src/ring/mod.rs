@@ -132,7 +132,7 @@ fn fallback_message(cause: &io::Error, setting: Option<&str>) -> String {
         Some(value @ ("1" | "2")) => format!("the sysctl kernel.io_uring_disabled is {value}"),
         _ => "a seccomp filter forbids it or the kernel is older than 5.11".to_owned(),
     };
-    format!("io_uring is not available ({cause}; likely {reason}): using threads, about 5 % slower; --io blocking silences this")
+    format!("io_uring is not available ({cause}; likely {reason}): using threads instead, which is slower; --io blocking silences this")
 }
 
 /// Whether a request stays inside its buffer. The engines hand raw addresses to the kernel after this.
@@ -178,6 +178,23 @@ mod tests {
             let done = engine.wait(None).unwrap().unwrap();
             assert_eq!((done.token, done.result.unwrap_err().kind()), (5, io::ErrorKind::InvalidInput));
             assert!(done.buffer.is_some());
+        }
+    }
+
+    #[test]
+    fn reading_past_the_end_fails_after_the_other_runs_were_done() {
+        for choice in [Choice::Uring, Choice::Blocking] {
+            let mut engine = open(choice).unwrap();
+            let file = Arc::new(tempfile::tempfile().unwrap());
+            std::os::unix::fs::FileExt::write_all_at(&*file, &[7; 10_000], 0).unwrap();
+            // The first run is cut short by the end, then finds nothing; the second is whole.
+            let runs = vec![Run { at: 0, offset: 8192, bytes: 4096 }, Run { at: 4096, offset: 0, bytes: 4096 }];
+            engine.submit(&file, Request { token: 1, action: Action::Read(AlignedBuf::new(8192).unwrap(), runs) }).unwrap();
+            let done = engine.wait(None).unwrap().unwrap();
+            assert_eq!(done.result.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+            let buffer = done.buffer.unwrap();
+            assert!(buffer[..1808].iter().chain(&buffer[4096..]).all(|byte| *byte == 7));
+            assert_eq!(engine.in_flight(), 0);
         }
     }
 }

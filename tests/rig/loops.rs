@@ -31,7 +31,7 @@ pub struct Loop(pub PathBuf);
 impl Loop {
     pub fn over(file: &Path, sector_bytes: u32) -> Loop {
         let sector = sector_bytes.to_string();
-        Loop(run("losetup", &["-f", "--show", "--direct-io=on", "-b", &sector, text(file)]).into())
+        Loop(run("losetup", &["-f", "-P", "--show", "--direct-io=on", "-b", &sector, text(file)]).into())
     }
 }
 
