@@ -99,6 +99,9 @@ impl Journaler {
     fn write(&mut self, buffer: AlignedBuf) -> Result<()> {
         let run = Run { at: 0, offset: self.at, bytes: self.filled };
         self.at += self.filled as u64;
+        if self.disk.bytes() < self.at {
+            self.disk.resize(self.at)?;
+        }
         self.filled = 0;
         self.in_flight += 1;
         self.disk.submit(Request { token: self.at, action: Action::Write(buffer, vec![run]) })
@@ -261,36 +264,6 @@ mod tests {
     use crate::extent::Geometry;
     use uuid::Uuid;
 
-    /// Memory that grows as a file does.
-    struct Growing(RamDisk);
-
-    impl Disk for Growing {
-        fn name(&self) -> &str {
-            "journal"
-        }
-        fn bytes(&self) -> u64 {
-            self.0.bytes()
-        }
-        fn submit(&mut self, request: Request) -> Result<()> {
-            if let Action::Write(_, runs) = &request.action {
-                let end = runs.iter().map(|run| run.offset + run.bytes as u64).max().unwrap_or(0);
-                if end > self.0.bytes() {
-                    self.0.resize(end)?;
-                }
-            }
-            self.0.submit(request)
-        }
-        fn wait(&mut self) -> Result<Option<crate::disk::Completion>> {
-            self.0.wait()
-        }
-        fn data_range(&mut self, from: u64) -> Result<Option<std::ops::Range<u64>>> {
-            self.0.data_range(from)
-        }
-        fn resize(&mut self, bytes: u64) -> Result<()> {
-            self.0.resize(bytes)
-        }
-    }
-
     fn belongs() -> Belongs {
         Belongs {
             relationship: Uuid::nil(),
@@ -304,7 +277,7 @@ mod tests {
 
     #[test]
     fn frames_come_back_across_checkpoints_and_the_chain_closes() {
-        let mut journal = Journaler::create(Box::new(Growing(RamDisk::new("journal", Vec::new()))), &belongs()).unwrap();
+        let mut journal = Journaler::create(Box::new(RamDisk::new("journal", Vec::new())), &belongs()).unwrap();
         for first in 0..40_000u64 {
             let frame = stream::encode(&Message::Zero { first, count: 1 });
             let header = stream::header(&frame).unwrap().unwrap();
