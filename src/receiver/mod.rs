@@ -347,6 +347,7 @@ impl<'a> Session<'a> {
             match message {
                 Message::Survey => held = self.survey(held)?,
                 Message::Begin(begin) if self.mode != Mode::Nothing => return self.pass(held, begin),
+                Message::End(end) if self.mode == Mode::Nothing => return Ok(self.received(None, Some(end))),
                 Message::Abort(refusal) => return Err(self.wire.said(refusal)),
                 _ => return Err(unexpected(header.kind)),
             }

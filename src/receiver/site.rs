@@ -2,7 +2,7 @@
 //! The host's answer is `agent::replicas`; the crash tests answer with simulated storage.
 
 use crate::disk::Disk;
-use crate::disk::identity::Identity;
+use crate::identity::Identity;
 use crate::error::Result;
 use crate::format::stream::Hello;
 use crate::state::Files;

@@ -114,7 +114,7 @@ fn hello(pass: &Pass<'_>, root: Digest) -> Hello {
         extent_bytes: record.extent_bytes,
         algorithm: record.algorithm,
         secret: record.secret,
-        target: record.target.clone(),
+        target: pass.target.to_owned(),
         source: record.source.path.display().to_string(),
     }
 }

@@ -13,7 +13,7 @@ mod packer;
 
 pub use packer::Compress;
 
-use crate::digest::Hasher;
+use crate::digest::{Digest, Hasher};
 use crate::disk::Disk;
 use crate::disk::scan::{Piece, Scan};
 use crate::error::{Error, Kind, Result, Within};
@@ -60,6 +60,8 @@ pub struct Pass<'a> {
     pub files: &'a dyn Files,
     /// The relationship; its cursor moves when the receiver committed.
     pub record: &'a mut SourceRecord,
+    /// How the receiver knows the replica: a path or a configured name.
+    pub target: &'a str,
     /// What to do.
     pub order: Order,
     /// Where to count, and whether to stop.
@@ -274,6 +276,8 @@ fn look(pass: &mut Pass<'_>, wire: &mut Wire, agreed: &mut Agreed, geometry: Geo
     }
     differences.close();
     counts.read_bytes = scan.read_bytes();
+    // Where the ends are exchanged, the one who asked sits at the receiver.
+    wire.put(&Message::End(End { generation: 0, root: Digest::UNKNOWN, counts }))?;
     wire.flush()?;
     Ok(Outcome { ack: None, mode: agreed.welcome.mode, counts, adopted: agreed.adopted })
 }

@@ -3,7 +3,7 @@
 
 use super::{Files, RECORD};
 use crate::digest::{Algorithm, Digest, SECRET_BYTES, Secret};
-use crate::disk::identity::Identity;
+use crate::identity::Identity;
 use crate::error::{Context, Error, Kind, Result};
 use crate::extent::Geometry;
 use crate::format::codec::crc;

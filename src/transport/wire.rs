@@ -199,7 +199,7 @@ impl Wire {
 
     /// The peer's refusal as our error.
     pub fn said(&self, refusal: Refusal) -> Error {
-        Error::because(refusal.kind, self.peer().to_owned(), refusal.message)
+        Error::by_peer(self.peer(), refusal.kind, refusal.message)
     }
 
     /// After a send failed: the peer may have said why before it went.
