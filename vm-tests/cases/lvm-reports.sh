@@ -7,7 +7,7 @@ save() { # FILE COMMAND…
   mkdir -p /results/lvm-reports
   "${@:2}" > "/results/lvm-reports/$1" 2> "/results/lvm-reports/$1.stderr"
 }
-columns=lv_name,vg_name,lv_path,lv_uuid,vg_uuid,lv_size,lv_attr,origin,lv_tags,pool_lv,data_percent,metadata_percent,snap_percent,segtype,lv_active,lv_suspended,lv_snapshot_invalid,lv_kernel_major,lv_kernel_minor
+columns=lv_name,vg_name,lv_path,lv_uuid,vg_uuid,lv_size,lv_attr,origin,lv_tags,pool_lv,data_percent,metadata_percent,snap_percent,segtype,lv_active,lv_device_open,lv_suspended,lv_snapshot_invalid,lv_kernel_major,lv_kernel_minor
 lvs_json() { lvm lvs -qq --reportformat json --units b --nosuffix -o $columns "$@"; }
 
 make_vg vg a b
@@ -18,6 +18,8 @@ make_thin_lv vg/thin pool 64M
 lvcreate -qq -y -s -n thinsnap --addtag blockferry vg/thin
 make_lv vg/asleep 8M
 lvchange -an vg/asleep
+make_lv vg/mounted 16M
+mount_fs ext4 /dev/vg/mounted /tmp/mounted
 noise_at /dev/vg/src 0 2
 noise_at /dev/vg/thin 0 4
 
