@@ -38,6 +38,8 @@ need() {
 
 # ---------------------------------------------------------------- disks and volumes
 
+[ -e /etc/lvm/lvmlocal.stock ] || cp /etc/lvm/lvmlocal.conf /etc/lvm/lvmlocal.stock
+
 disk() { readlink -f "/dev/vm/$1"; }
 
 # A node that is missing must not become a regular file: hence nocreat, everywhere.
@@ -67,6 +69,14 @@ make_thin_pool() { # VG/POOL SIZE
 }
 
 make_thin_lv() { lvcreate -qq -y -V "$3" -T "${1%%/*}/${2}" -n "${1#*/}" 2> /dev/null; } # VG/LV POOL SIZE
+
+# Takes all of the group but so much.
+leave_free() { # VG MIB
+  local free
+  free=$(vgs --noheadings --units m --nosuffix -o vg_free "$1")
+  free=${free%.*}
+  lvcreate -qq -y -Wn -Zn -n hog -L $((free - $2))M "$1"
+}
 
 lv_field() { lvs --noheadings --units b --nosuffix -o "$2" "$1" | tr -d ' '; } # VG/LV FIELD
 
@@ -140,17 +150,17 @@ assert_fs_clean() { # TYPE DEVICE
 
 # ---------------------------------------------------------------- blockferry
 
-ferry() { blockferry "$@"; }
-
-# Runs blockferry and asserts its exit code; its words are then in $said.
-ferry_exits() { # CODE ARGUMENT…
+# Runs a command and asserts its exit code; its words are then in $said.
+exits() { # CODE COMMAND…
   local wanted=$1 code=0
   shift
-  echo "\$ blockferry $*"
-  said=$(blockferry "$@" 2>&1) || code=$?
+  echo "\$ $*"
+  said=$("$@" 2>&1) || code=$?
   echo "$said"
-  [ "$code" = "$wanted" ] || fail "blockferry $* ended with $code, not $wanted"
+  [ "$code" = "$wanted" ] || fail "ended with $code, not $wanted: $*"
 }
+
+ferry_exits() { exits "$1" blockferry "${@:2}"; } # CODE ARGUMENT…
 
 clone() { ferry_exits 0 clone "$@" --state-dir "$STATE"; }
 
@@ -166,6 +176,41 @@ background_exits() { # CODE
   said=$(< /tmp/ferry.log)
   echo "$said"
   [ "$code" = "$1" ] || fail "blockferry in the background ended with $code, not $1"
+}
+
+# Holds blockferry in mid-air, so that a fault can be prepared at leisure.
+pause_ferry() { kill -STOP "$ferry_pid"; }
+resume_ferry() { kill -CONT "$ferry_pid"; }
+kill_ferry() {
+  kill -9 "$ferry_pid"
+  wait "$ferry_pid" 2> /dev/null || true
+}
+
+# Starts blockferry and stops it in the moment in which its snapshot is there.
+pause_at_snapshot() { # VG ARGUMENT…
+  local vg=$1
+  shift
+  ferry_in_background "$@"
+  wait_until 30 snapshot_node "$vg"
+  pause_ferry
+  wait_until 30 snapshot_appeared # lvcreate is a process of its own and goes on
+}
+
+# Runs a command that the kernel does not let use io_uring, as sysctl or a container's seccomp would.
+without_io_uring() {
+  local sysctl=/proc/sys/kernel/io_uring_disabled
+  if [ -e $sysctl ]; then
+    echo 2 > $sysctl
+    "$@"
+    echo 0 > $sysctl
+  else
+    python3 /payload/tools/forbid_io_uring.py "$@" # kernels before 6.6 have no such sysctl
+  fi
+}
+
+# Runs a command where a file cannot be found or used. The rest of the guest keeps it.
+without_file() { # FILE COMMAND…
+  unshare -m bash -c 'mount --bind /dev/null "$0" && exec "$@"' "$@"
 }
 
 assert_said() { # PATTERN…: extended, without regard to case
@@ -189,16 +234,16 @@ wait_until() { # SECONDS COMMAND…: fails when the command has not succeeded by
   done
 }
 
-kernel_name() { basename "$(readlink -f "$1")"; } # DEVICE
-
 # Bytes written to a device since it was made, zeroing and discards not included: the judge of amounts.
 written_bytes() { # DEVICE
   local fields
-  read -ra fields < "/sys/block/$(kernel_name "$1")/stat"
+  read -ra fields < "/sys/dev/block/$(stat -Lc %Hr:%Lr "$1")/stat"
   echo $((fields[6] * 512))
 }
 
+snapshot_node() { compgen -G "/dev/$1/*.ferry.*" > /dev/null; } # VG: without a fork, so that not much happens in between
 has_written() { [ "$(written_bytes "$1")" -ge $(($2 * MIB)) ]; } # DEVICE MIB
+journal_holds() { [ -n "$(find "$STATE"/replicas -name journal -size +"$1"M)" ]; } # MIB
 snapshot_appeared() { [ -n "$(snapshots_of_ours)" ]; }
 
 # Asserts how much a command wrote to a device.
@@ -231,7 +276,7 @@ below() { cat "/tmp/below-$1"; }
 
 heal() { echo "0 $(blockdev --getsz "$(below "$1")") linear $(below "$1") 0" | switch_table "$1"; } # NAME
 
-# Writes at or beyond this offset fail with EIO; reads go on.
+# Writes at or beyond this offset fail with EIO, and so does every flush; reads go on.
 fail_writes_after() { # NAME MIB
   local device size from
   device=$(below "$1") size=$(blockdev --getsz "$(below "$1")") from=$(($2 * 2048))
@@ -252,6 +297,27 @@ slow_writes() { # NAME MILLISECONDS
   device=$(below "$1")
   echo "0 $(blockdev --getsz "$device") delay $device 0 0 $device 0 $2" | switch_table "$1"
 }
+
+# Every write to NAME from here on is also written to the log. The kernel logs writes when the flush
+# after them comes, or when NAME is removed: then the log ends with the mark dm-log-writes-end.
+log_writes() { # NAME DEVICE LOG-DEVICE
+  modprobe -q dm-log-writes
+  dmsetup create "$1" --table "0 $(blockdev --getsz "$2") log-writes $2 $3"
+  hide_from_lvm "$2"
+}
+
+mark_log() { dmsetup message "$1" 0 mark "$2"; } # NAME MARK
+
+# What is on the disk after a power cut at this entry of the log: all that was flushed before it, and
+# of the rest a part drawn with the seed.
+replay_log() { # LOG-DEVICE DEVICE ENTRY SEED
+  blkdiscard -f "$2"
+  python3 /payload/tools/replay_log.py "$1" replay "$2" --entries "$3" --seed "$4"
+}
+
+# lvm2 must not find the same volume group twice, below the log and above it.
+hide_from_lvm() { echo "devices { filter=[\"r|^$1\$|\"] }" > /etc/lvm/hidden.conf && cat /etc/lvm/lvmlocal.stock /etc/lvm/hidden.conf > /etc/lvm/lvmlocal.conf; }
+show_to_lvm() { cp /etc/lvm/lvmlocal.stock /etc/lvm/lvmlocal.conf; }
 
 flip_bit() { # DEVICE OFFSET
   local block=$(($2 / 4096)) at=$(($2 % 4096)) byte
@@ -336,6 +402,7 @@ clean_up() {
   for device in /dev/vm/*; do
     case ${device##*/} in vmroot | payload) ;; *) blkdiscard -f "$(readlink -f "$device")" || wipefs -qaf "$(readlink -f "$device")" ;; esac
   done
-  rm -rf /tmp/* /dev/vg*
+  rm -rf /tmp/* /dev/vg* /dev/rvg
+  show_to_lvm
   return 0
 } 2> /dev/null
