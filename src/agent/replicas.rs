@@ -74,7 +74,8 @@ fn check_first_use(path: &Path, identity: &Identity, choice: Choice) -> Result<(
     }
     let mut file = RawDisk::open(path, Access::Read, choice)?;
     if identity.bytes > 0 && file.data_range(0)?.is_some() {
-        let message = format!("{} exists and holds data: --overwrite if it may be lost (blocks that are equal already are kept)", path.display());
+        let message =
+            format!("{} exists and holds data: --overwrite if it may be lost (blocks that are equal already are kept)", path.display());
         return Err(Error::new(Kind::Refused, message));
     }
     Ok(())
@@ -106,7 +107,14 @@ impl Replicas for HostReplicas {
             self.state.files(Side::Replicas, &hello.relationship)?;
             lock = Some(Lock::take(&folder, &format!("the replica {}", path.display()))?);
         }
-        Ok(Box::new(HostSite { name: path.display().to_string(), path, files: HostFiles::new(&folder), choice: self.choice, made: replicate, _lock: lock }))
+        Ok(Box::new(HostSite {
+            name: path.display().to_string(),
+            path,
+            files: HostFiles::new(&folder),
+            choice: self.choice,
+            made: replicate,
+            _lock: lock,
+        }))
     }
 }
 
@@ -121,7 +129,8 @@ pub fn find_replica(state: &StateDir, name: &str, choice: Choice) -> Result<(Box
         if by_identity || name.parse() == Ok(relationship) || record.target.path == Path::new(name) {
             let lock = Lock::take(&folder, &format!("the replica {}", record.target.path.display()))?;
             let path = record.target.path.clone();
-            let site = HostSite { name: path.display().to_string(), path, files: HostFiles::new(&folder), choice, made: false, _lock: Some(lock) };
+            let site =
+                HostSite { name: path.display().to_string(), path, files: HostFiles::new(&folder), choice, made: false, _lock: Some(lock) };
             return Ok((Box::new(site), record));
         }
     }

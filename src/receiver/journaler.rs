@@ -175,7 +175,7 @@ impl Walk {
 
     /// The next frame. `None`: the file ends here in good order. An error of kind `Failed`: damage, or
     /// the torn tail of a journal that was not synced.
-    pub fn next(&mut self) -> Result<Option<Header>> {
+    pub fn next_frame(&mut self) -> Result<Option<Header>> {
         loop {
             match item(self.inbox.unread()) {
                 Ok(Some(Item::Padding)) => self.skip_padding()?,
@@ -225,12 +225,12 @@ impl Walk {
         Ok(true)
     }
 
-    /// The frame that `next` announced.
+    /// The frame that `next_frame` announced.
     pub fn frame(&self, header: &Header) -> Result<Frame<'_>> {
         stream::decode(header, &self.inbox.unread()[HEADER_BYTES..header.frame_bytes()]).map_err(|error| self.damaged(&error.chain()))
     }
 
-    /// The frame that `next` announced is good.
+    /// The frame that `next_frame` announced is good.
     pub fn done(&mut self, header: &Header) {
         self.inbox.consume(header.frame_bytes());
         self.at += header.frame_bytes() as u64;
@@ -290,7 +290,7 @@ mod tests {
         let (found, mut walk) = Walk::open(journal.seal(seal).unwrap()).unwrap();
         assert_eq!(found, belongs());
         let mut next = 0;
-        while let Some(header) = walk.next().unwrap() {
+        while let Some(header) = walk.next_frame().unwrap() {
             match walk.frame(&header).unwrap() {
                 Frame::Message(Message::Zero { first, .. }) => {
                     assert_eq!(first, next);

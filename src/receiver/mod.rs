@@ -19,9 +19,7 @@ use crate::error::{Error, Kind, Result};
 use crate::extent::Geometry;
 use crate::failpoint;
 use crate::format::manifest::About;
-use crate::format::stream::{
-    Ack, Baseline, Begin, End, Frame, FrameKind, Header, Hello, Message, Mode, Offer, Purpose, Welcome,
-};
+use crate::format::stream::{Ack, Baseline, Begin, End, Frame, FrameKind, Header, Hello, Message, Mode, Offer, Purpose, Welcome};
 use crate::limits::*;
 use crate::progress::{Phase, Progress};
 use crate::state::manifest::{self, Damage, Draft, Manifest};
@@ -143,7 +141,7 @@ impl<'a> Session<'a> {
         }
         self.wire.flush()?;
         // The sender compares now; it closes when it is done.
-        while let Some(header) = self.wire.next()? {
+        while let Some(header) = self.wire.next_frame()? {
             self.wire.done(&header);
         }
         Ok(self.received(None, None))
@@ -201,14 +199,20 @@ impl<'a> Session<'a> {
         if record.epoch != hello.epoch {
             return Err(Error::new(
                 Kind::Operator,
-                format!("{name}: its history is another one (epoch {}, the source has {}): it was promoted or restored", record.epoch, hello.epoch),
+                format!(
+                    "{name}: its history is another one (epoch {}, the source has {}): it was promoted or restored",
+                    record.epoch, hello.epoch
+                ),
             ));
         }
         if record.extent_bytes != hello.extent_bytes || record.algorithm != hello.algorithm || record.secret != hello.secret {
             return refuse("extent size, digest or secret differ from those it was paired with".to_owned());
         }
         if hello.volume_bytes < record.volume_bytes {
-            return refuse(format!("the volume shrank from {} to {} bytes: that is never replicated", record.volume_bytes, hello.volume_bytes));
+            return refuse(format!(
+                "the volume shrank from {} to {} bytes: that is never replicated",
+                record.volume_bytes, hello.volume_bytes
+            ));
         }
         Ok(())
     }
@@ -263,7 +267,7 @@ impl<'a> Session<'a> {
             }
             Found::Nothing(Some(mut manifest)) => {
                 survey::check_samples(target, &mut manifest, &self.hasher)?;
-                Ok(Held::Clean(manifest))
+                Ok(Held::Clean(*manifest))
             }
             Found::Nothing(None) => self.reread_clean(record),
         }
@@ -336,7 +340,7 @@ impl<'a> Session<'a> {
     /// Waits for what the sender makes of it: a survey first, or the pass, or nothing at all (a plan).
     fn listen(mut self, mut held: Held) -> Result<Received> {
         loop {
-            let Some(header) = self.wire.next()? else {
+            let Some(header) = self.wire.next_frame()? else {
                 return if self.mode == Mode::Nothing { Ok(self.received(None, None)) } else { Err(self.cut()) };
             };
             let message = match self.wire.frame(&header)? {
@@ -355,7 +359,10 @@ impl<'a> Session<'a> {
     }
 
     fn cut(&self) -> Error {
-        Error::new(Kind::Transient, format!("{} closed the connection before the end; what came is kept and the next run goes on from there", self.wire.peer()))
+        Error::new(
+            Kind::Transient,
+            format!("{} closed the connection before the end; what came is kept and the next run goes on from there", self.wire.peer()),
+        )
     }
 
     fn survey(&mut self, held: Held) -> Result<Held> {
@@ -467,7 +474,7 @@ impl<'a> Session<'a> {
 
     fn take_frames(&mut self, intake: &mut Intake, record: &mut ReplicaRecord, begin: &Begin) -> Result<Received> {
         loop {
-            let Some(header) = self.wire.next()? else { return Err(self.cut()) };
+            let Some(header) = self.wire.next_frame()? else { return Err(self.cut()) };
             match header.kind {
                 FrameKind::Data => self.take_data(intake, record, &header)?,
                 _ => match self.wire.frame(&header)? {
@@ -504,7 +511,10 @@ impl<'a> Session<'a> {
             intake.healed.extend(unproven.iter().map(|extent| extent.0));
             intake.unproven.extend(data.lines().map(|line| line.extent.0));
             if intake.unproven.len() > NEED_EXTENTS_MAX {
-                let message = format!("{} differs from its manifest in too many places: run again with --resync, which reads it anew and sends what differs", target.name());
+                let message = format!(
+                    "{} differs from its manifest in too many places: run again with --resync, which reads it anew and sends what differs",
+                    target.name()
+                );
                 return Err(Error::new(Kind::Refused, message));
             }
             return Ok(());
@@ -605,7 +615,8 @@ impl<'a> Session<'a> {
             Some(journal) => committer::seal_and_commit(&*self.site, record, &commit, draft, journal, target)?,
             None => committer::commit_direct(&*self.site, record, &commit, draft, target)?,
         }
-        let ack = Ack { generation: commit.generation, root, healed_extents: intake.healed.len() as u64, written_bytes: target.written_bytes() };
+        let ack =
+            Ack { generation: commit.generation, root, healed_extents: intake.healed.len() as u64, written_bytes: target.written_bytes() };
         // The commit stands whether or not the sender hears of it: its next handshake finds out.
         let _ = self.wire.say(&Message::Ack(ack)).and_then(|()| self.wire.flush());
         Ok(Some(self.received(Some(ack), Some(end))))

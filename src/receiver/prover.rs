@@ -32,7 +32,8 @@ impl Prover {
         match data.encoding {
             Encoding::Stored => room.copy_from_slice(data.payload),
             Encoding::Zstd => {
-                let bytes = self.unpacker.decompress_to_buffer(data.payload, room).map_err(|_| malformed(data, "its payload does not unpack"))?;
+                let bytes =
+                    self.unpacker.decompress_to_buffer(data.payload, room).map_err(|_| malformed(data, "its payload does not unpack"))?;
                 if bytes != room.len() {
                     return Err(malformed(data, "its payload unpacks to less than it says"));
                 }
@@ -65,11 +66,20 @@ impl Prover {
         if self.hasher.extent(plain, &mut self.blocks) == line.digest {
             return Ok(());
         }
-        Err(Error::new(Kind::Failed, format!("extent {} does not have the digest it came with: damaged on the way, nothing of it was written", line.extent)))
+        Err(Error::new(
+            Kind::Failed,
+            format!("extent {} does not have the digest it came with: damaged on the way, nothing of it was written", line.extent),
+        ))
     }
 
     /// Proves the extents of which only some blocks came.
-    fn complete(&mut self, parted: &[(ExtentLine<'_>, usize)], plain: &[u8], target: &mut Target, draft: &mut Draft) -> Result<Vec<ExtentIndex>> {
+    fn complete(
+        &mut self,
+        parted: &[(ExtentLine<'_>, usize)],
+        plain: &[u8],
+        target: &mut Target,
+        draft: &mut Draft,
+    ) -> Result<Vec<ExtentIndex>> {
         let extents: Vec<ExtentIndex> = parted.iter().map(|(line, _)| line.extent).collect();
         let mut unproven = Vec::new();
         let (geometry, hasher, blocks) = (self.geometry, &self.hasher, &mut self.blocks);

@@ -29,7 +29,7 @@ pub enum Scanned<'a> {
 pub fn hash_device(target: &mut Target, geometry: Geometry, hasher: &Hasher, progress: &Progress, sink: &mut Sink<'_>) -> Result<()> {
     let mut scan = Scan::new(target.disk()?, geometry)?;
     let mut blocks = Vec::new();
-    while let Some(piece) = scan.next()? {
+    while let Some(piece) = scan.next_piece()? {
         if progress.stopped() {
             return Err(crate::transport::stream::interrupted());
         }

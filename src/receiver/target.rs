@@ -182,7 +182,10 @@ impl Target {
                 let mut buffer = done.buffer.ok_or_else(|| Error::new(Kind::Failed, "a read came back without its buffer"))?;
                 if result.is_ok() {
                     let first = part.first().map_or(0, |extent| self.geometry.offset(*extent));
-                    result = done.result.map(|_| ()).context(Kind::Storage, || format!("read at {first:#x} of the replica {}", self.disk.name()));
+                    result = done
+                        .result
+                        .map(|_| ())
+                        .context(Kind::Storage, || format!("read at {first:#x} of the replica {}", self.disk.name()));
                 }
                 for (at, extent) in part.iter().enumerate() {
                     if result.is_ok() {

@@ -156,7 +156,7 @@ type Sink<'a> = dyn FnMut(&mut Agreed, &Have<'_>) -> Result<()> + 'a;
 /// Takes Have frames up to the end of the list.
 fn hear_list(wire: &mut Wire, files: &dyn Files, agreed: &mut Agreed, sink: &mut Sink<'_>) -> Result<()> {
     loop {
-        let Some(header) = wire.next()? else {
+        let Some(header) = wire.next_frame()? else {
             return Err(Error::new(crate::error::Kind::Transient, format!("{} closed the connection", wire.peer())));
         };
         match wire.frame(&header)? {

@@ -166,7 +166,9 @@ impl Manifest {
         }
         match self.damage {
             Damage::Unknown => Ok(vec![0; self.layout.page_bytes]),
-            Damage::Refuse => Err(Error::malformed(format!("page {page} of the manifest is damaged (the replica itself need not be): verify it"))),
+            Damage::Refuse => {
+                Err(Error::malformed(format!("page {page} of the manifest is damaged (the replica itself need not be): verify it")))
+            }
         }
     }
 

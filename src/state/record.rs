@@ -3,10 +3,10 @@
 
 use super::{Files, RECORD};
 use crate::digest::{Algorithm, Digest, SECRET_BYTES, Secret};
-use crate::identity::Identity;
 use crate::error::{Context, Error, Kind, Result};
 use crate::extent::Geometry;
 use crate::format::codec::crc;
+use crate::identity::Identity;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
@@ -97,6 +97,9 @@ pub struct SourceRecord {
     pub secret: Secret,
     /// When the committed generation's snapshot was taken: milliseconds since 1970.
     pub source_time_ms: u64,
+    /// Bytes of the extents that the last pass found changed: what the next snapshot's size goes by.
+    #[serde(default)]
+    pub changed_bytes: Option<u64>,
 }
 
 impl ReplicaRecord {
