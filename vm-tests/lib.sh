@@ -15,7 +15,11 @@ exec {pause}<> <(:) # reading from here with a time limit is a pause that forks 
 ok() { echo "ok: $*"; }
 
 fail() {
-  echo "FAILED: $* (${BASH_SOURCE[-1]##*/}, called from line ${BASH_LINENO[-2]})" >&2
+  local frame
+  for frame in "${!BASH_SOURCE[@]}"; do # where in the story that was
+    case ${BASH_SOURCE[frame]} in /payload/cases/*) break ;; esac
+  done
+  echo "FAILED: $* (${BASH_SOURCE[frame]##*/}:${BASH_LINENO[frame - 1]})" >&2
   exit 1
 }
 
@@ -316,7 +320,11 @@ replay_log() { # LOG-DEVICE DEVICE ENTRY SEED
 }
 
 # lvm2 must not find the same volume group twice, below the log and above it.
-hide_from_lvm() { echo "devices { filter=[\"r|^$1\$|\"] }" > /etc/lvm/hidden.conf && cat /etc/lvm/lvmlocal.stock /etc/lvm/hidden.conf > /etc/lvm/lvmlocal.conf; }
+hide_from_lvm() { # DEVICE…
+  local device rejects=
+  for device; do rejects+="\"r|^$device\$|\","; done
+  { cat /etc/lvm/lvmlocal.stock && echo "devices { filter=[$rejects \"a|.*|\"] }"; } > /etc/lvm/lvmlocal.conf
+}
 show_to_lvm() { cp /etc/lvm/lvmlocal.stock /etc/lvm/lvmlocal.conf; }
 
 flip_bit() { # DEVICE OFFSET

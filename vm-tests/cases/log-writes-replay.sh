@@ -25,7 +25,7 @@ dmsetup remove logged
 show_to_lvm
 
 seed=0
-for entry in $(python3 /payload/tools/replay_log.py "$(disk b)" cuts begin end 14); do
+for entry in $(python3 /payload/tools/replay_log.py "$(disk b)" cuts begin end 10); do
   seed=$((seed + 1))
   replay_log "$(disk b)" "$(disk a)" "$entry" $seed
   vgchange -qq -ay rvg

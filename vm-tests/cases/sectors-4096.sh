@@ -3,14 +3,15 @@
 # backend: any
 
 four() { losetup -f --show --sector-size 4096 "$(disk "$1")"; }
+hide_from_lvm "$(disk a)" "$(disk b)"
 make_vg vg "$(four a)"
 make_vg rvg "$(four b)"
 make_vg vg5 c
-assert_equal "$(blockdev --getss "$(losetup -j "$(disk a)" -nO NAME)")" 4096
 make_lv vg/src 48M
 make_lv rvg/replica 48M
 make_lv rvg/other 48M
 make_lv vg5/small 48M
+assert_equal "$(blockdev --getss /dev/vg/src) $(blockdev --getss /dev/vg5/small)" "4096 512"
 mount_fs ext4 /dev/vg/src /tmp/m
 noise 9000000 > /tmp/m/file
 clone /dev/vg/src /dev/rvg/replica
