@@ -79,6 +79,11 @@ pub enum Command {
     Status,
     /// Distrust a replica's manifest: the next clone reads the replica anew and sends what differs
     Resync(ResyncOptions),
+    /// Make a replica usable without its source: it begins a history of its own
+    ///
+    /// A commit that was cut is completed first, without the source. As long as nothing is written to the
+    /// replica, the source takes the new history over by itself; after that an operator has to decide.
+    Promote(PromoteOptions),
     /// Look into a manifest file
     Manifest(ManifestOptions),
     /// The receiving end
@@ -201,6 +206,16 @@ pub struct VerifyOptions {
 /// Options of `resync`.
 #[derive(Debug, Args)]
 pub struct ResyncOptions {
+    /// The replica: its path, or its relationship as `status` shows it
+    pub replica: String,
+    /// Throw away what was written since the promotion that the replica's message names
+    #[arg(long, value_name = "EPOCH:GENERATION")]
+    pub discard: Option<String>,
+}
+
+/// Options of `promote`.
+#[derive(Debug, Args)]
+pub struct PromoteOptions {
     /// The replica: its path, or its relationship as `status` shows it
     pub replica: String,
 }

@@ -47,6 +47,7 @@ fn show_source(record: &SourceRecord, output: &Output) {
 
 fn show_replica(record: &ReplicaRecord, state: &StateDir, output: &Output) {
     let stage = match (&record.stage, record.rehash) {
+        _ if record.promotion.is_some() => "promoted: its source is not followed while this stands",
         (Stage::Initializing, _) => "initializing: the first copy is not complete; run the clone again",
         (Stage::Applying { .. }, _) => "applying: cut while committing; the next clone completes it",
         (Stage::Clean, true) => "clean, to be read anew by the next clone",

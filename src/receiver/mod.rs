@@ -5,6 +5,7 @@
 
 mod committer;
 mod journaler;
+pub mod promotion;
 mod prover;
 mod recovery;
 mod site;
@@ -180,6 +181,7 @@ impl<'a> Session<'a> {
             record.rehash = true;
             record.store(self.site.files())?;
         }
+        self.check_epoch(&mut record)?;
         let held = match record.stage {
             Stage::Initializing => self.stock_initializing(&mut record)?,
             _ => self.stock_clean(&mut record)?,
@@ -196,15 +198,6 @@ impl<'a> Session<'a> {
         if record.relationship != hello.relationship {
             return refuse(format!("it is the replica of {} ({}), not of this source", record.source, record.relationship));
         }
-        if record.epoch != hello.epoch {
-            return Err(Error::new(
-                Kind::Operator,
-                format!(
-                    "{name}: its history is another one (epoch {}, the source has {}): it was promoted or restored",
-                    record.epoch, hello.epoch
-                ),
-            ));
-        }
         if record.extent_bytes != hello.extent_bytes || record.algorithm != hello.algorithm || record.secret != hello.secret {
             return refuse("extent size, digest or secret differ from those it was paired with".to_owned());
         }
@@ -213,6 +206,31 @@ impl<'a> Session<'a> {
                 "the volume shrank from {} to {} bytes: that is never replicated",
                 record.volume_bytes, hello.volume_bytes
             ));
+        }
+        Ok(())
+    }
+
+    /// Whose history goes on here. A promotion without a write is no divergence: the sender takes the new
+    /// epoch over. Anything else is for an operator.
+    fn check_epoch(&mut self, record: &mut ReplicaRecord) -> Result<()> {
+        let target = self.target.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the replica's device is not open"))?;
+        let Some(promotion) = record.promotion else {
+            if record.epoch == self.hello.epoch {
+                return Ok(());
+            }
+            return Err(promotion::no_common_epoch(&*self.site, record, &self.hello));
+        };
+        if promotion.from_epoch != self.hello.epoch && record.epoch != self.hello.epoch {
+            return Err(promotion::no_common_epoch(&*self.site, record, &self.hello));
+        }
+        self.progress.enter(Phase::Survey, self.geometry.volume_bytes());
+        let differing = promotion::extents_written(&*self.site, record, target, self.progress)?;
+        if differing != Some(0) {
+            return Err(promotion::diverged(&*self.site, record, differing));
+        }
+        if self.mode != Mode::Nothing {
+            record.promotion = None;
+            record.store(self.site.files())?;
         }
         Ok(())
     }
@@ -366,35 +384,38 @@ impl<'a> Session<'a> {
     }
 
     fn survey(&mut self, held: Held) -> Result<Held> {
-        match held {
+        let held = match held {
             Held::Clean(mut manifest) => {
                 survey::list_manifest(self.wire, &mut manifest)?;
-                Ok(Held::Clean(manifest))
+                Held::Clean(manifest)
             }
             Held::Initializing(mut manifest) => {
                 survey::list_manifest(self.wire, &mut manifest)?;
-                Ok(Held::Initializing(manifest))
+                Held::Initializing(manifest)
             }
             Held::Overlaid(mut overlay) => {
+                // The later word counts: what the journal holds is told again, over its base.
                 survey::list_manifest(self.wire, overlay.0.base())?;
-                // Laid over the base again: the later word counts.
-                Ok(Held::Overlaid(overlay))
+                survey::list_overlay(self.wire, &mut overlay.0)?;
+                Held::Overlaid(overlay)
             }
             Held::Foreign if self.mode == Mode::Nothing => {
                 let (geometry, hasher) = (self.geometry, self.hasher.clone());
                 let target = self.target.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the replica's device is not open"))?;
                 survey::list_device(self.wire, target, geometry, &hasher, self.progress)?;
-                Ok(Held::Foreign)
+                return Ok(Held::Foreign);
             }
             Held::Foreign => {
                 let record = self.new_record()?;
                 let draft = self.hash_replica(&record, Damage::Unknown)?;
                 let mut manifest = draft.checkpoint(self.site.files())?.into_base();
                 survey::list_manifest(self.wire, &mut manifest)?;
-                Ok(Held::Initializing(manifest))
+                Held::Initializing(manifest)
             }
-            Held::Absent => Err(Error::malformed("the sender asks what a target holds that does not exist")),
-        }
+            Held::Absent => return Err(Error::malformed("the sender asks what a target holds that does not exist")),
+        };
+        self.wire.say(&Message::HaveEnd)?;
+        Ok(held)
     }
 
     fn new_record(&self) -> Result<ReplicaRecord> {
@@ -414,6 +435,7 @@ impl<'a> Session<'a> {
             source_time_ms: 0,
             committed_time_ms: 0,
             healed_extents: 0,
+            promotion: None,
         })
     }
 

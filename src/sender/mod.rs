@@ -97,6 +97,8 @@ pub struct Outcome {
 /// Runs one pass over `wire`. On an error the receiver is told why, and what it holds stays usable.
 pub fn send(pass: &mut Pass<'_>, wire: &mut Wire) -> Result<Outcome> {
     let result = run(pass, wire);
+    // What the receiver listed is of no use after the session, however it ended.
+    let _ = pass.files.remove(HAVE);
     match result {
         Err(error) if error.kind() == Kind::Transient => Err(wire.explain(error)),
         Err(error) => {
@@ -113,12 +115,10 @@ fn run(pass: &mut Pass<'_>, wire: &mut Wire) -> Result<Outcome> {
     pass.progress.enter(Phase::Connect, geometry.volume_bytes());
     let mut agreed = handshake::shake_hands(pass, wire, geometry, &hasher)?;
     pass.progress.enter(Phase::Transfer, geometry.volume_bytes());
-    let outcome = match pass.order.purpose {
+    match pass.order.purpose {
         Purpose::Replicate => replicate(pass, wire, &mut agreed, geometry, &hasher),
         Purpose::Plan | Purpose::Verify => look(pass, wire, &mut agreed, geometry, &hasher),
-    };
-    pass.files.remove(HAVE)?;
-    outcome
+    }
 }
 
 /// Sends the differences, then waits for the commit.

@@ -31,6 +31,17 @@ pub enum Stage {
     },
 }
 
+/// A replica that was made usable in its own right: its history goes on without its source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Promotion {
+    /// The epoch it grew from.
+    pub from_epoch: Uuid,
+    /// The generation of that epoch that it grew from.
+    pub from_generation: u64,
+    /// When: milliseconds since 1970.
+    pub time_ms: u64,
+}
+
 /// What the receiver remembers of a replica.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplicaRecord {
@@ -68,6 +79,10 @@ pub struct ReplicaRecord {
     /// Extents found rotten on the replica and healed, since pairing.
     #[serde(default)]
     pub healed_extents: u64,
+    /// Set from a promotion until the source takes the new epoch over or an operator discards it: nothing
+    /// is written meanwhile.
+    #[serde(default)]
+    pub promotion: Option<Promotion>,
 }
 
 /// What the sender remembers of a relationship.
@@ -220,6 +235,7 @@ mod tests {
             source_time_ms: 8,
             committed_time_ms: 9,
             healed_extents: 0,
+            promotion: None,
         }
     }
 
