@@ -10,7 +10,7 @@
 //! | 3 | `sender`, `receiver` | one snapshot in, one delta out; one delta in, one generation out |
 //! | 2 | [`disk`], [`transport`], `lvm`, `state` | a device, a stream, a snapshot, what we remember |
 //! | 1 | `format`, [`ring`] | what bytes mean; asking the kernel to move them |
-//! | 0 | [`error`], [`limits`], [`extent`], [`digest`], [`progress`], [`failpoint`] | words |
+//! | 0 | [`error`], [`limits`], [`extent`], [`digest`], [`identity`], [`progress`], [`failpoint`] | words |
 //!
 //! The data goes one way:
 //! reader → hasher → comparer → compressor → framer → transport → deframer → journal → applier → committer.
@@ -21,6 +21,7 @@ pub mod error;
 pub mod extent;
 pub mod failpoint;
 pub mod format;
+pub mod identity;
 pub mod limits;
 pub mod progress;
 pub mod receiver;

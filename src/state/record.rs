@@ -3,10 +3,10 @@
 
 use super::{Files, RECORD};
 use crate::digest::{Algorithm, Digest, SECRET_BYTES, Secret};
-use crate::disk::identity::Identity;
 use crate::error::{Context, Error, Kind, Result};
 use crate::extent::Geometry;
 use crate::format::codec::crc;
+use crate::identity::Identity;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
