@@ -94,7 +94,11 @@ pub fn find_overlay(site: &dyn Site, record: &mut ReplicaRecord, target: &mut Ta
     match seal {
         Some(seal) if seal.root == draft.root()? && seal.generation == record.generation + 1 => {
             let commit = Commit { generation: seal.generation, root: seal.root, source_time_ms: seal.source_time_ms };
-            committer::commit_journal(site, record, &commit, draft, walk.into_disk(), target)?;
+            // The process may have died between writing the seal and its sync: what is read here may still be
+            // in a cache, and the apply must not begin on it.
+            let mut journal = walk.into_disk();
+            crate::disk::flush(&mut *journal)?;
+            committer::commit_journal(site, record, &commit, draft, journal, target)?;
             let base = manifest::load(site.files(), record.generation, &record.root, &geometry, &hasher)?;
             Ok(Found::Nothing(base.map(Box::new)))
         }

@@ -162,7 +162,8 @@ impl Target {
     pub fn read_extents(&mut self, extents: &[ExtentIndex], look: &mut dyn FnMut(ExtentIndex, &mut [u8]) -> Result<()>) -> Result<()> {
         self.drain()?;
         let per_buffer = (self.pool.buffer_bytes() / self.geometry.extent_bytes()).max(1);
-        for batch in extents.chunks(per_buffer * WRITE_DEPTH) {
+        // One buffer may be out: the frame that is being proven lies in it.
+        for batch in extents.chunks(per_buffer * (WRITE_DEPTH - 1)) {
             let parts: Vec<&[ExtentIndex]> = batch.chunks(per_buffer).collect();
             for (token, part) in parts.iter().enumerate() {
                 let buffer = self.pool.take().ok_or_else(|| Error::new(Kind::Failed, "no buffer is free"))?;

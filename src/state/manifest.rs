@@ -471,8 +471,16 @@ pub fn load(files: &dyn Files, generation: u64, root: &Digest, geometry: &Geomet
     let next = Manifest::open(files, NEXT, hasher, Damage::Refuse)?.filter(|next| fits(&next.about));
     match (base, next) {
         (Some(base), Some(next)) => {
-            let mut installed = Draft { base, next }.install(files)?;
-            Ok((installed.root()? == *root).then_some(installed))
+            let mut draft = Draft { base, next };
+            // Checked before the base's header claims it: a draft over another base would be believed next time.
+            if draft.root()? != *root {
+                return Ok(None);
+            }
+            match draft.install(files) {
+                // A draft that rotted is a manifest lost, not a replica lost.
+                Err(error) if error.kind() == Kind::Failed => Ok(None),
+                installed => installed.map(Some),
+            }
         }
         _ => Ok(None),
     }
