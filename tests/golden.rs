@@ -279,7 +279,7 @@ fn journal_version_1_is_what_it_was() {
     let (found, mut walk) = Walk::open(Box::new(RamDisk::new("golden journal", file))).unwrap();
     assert_eq!(found, belongs());
     let mut kinds = Vec::new();
-    while let Some(header) = walk.next().unwrap() {
+    while let Some(header) = walk.next_frame().unwrap() {
         kinds.push(header.kind);
         if let Frame::Message(Message::Seal(found)) = walk.frame(&header).unwrap() {
             assert_eq!(found, seal(walk.chain()));
