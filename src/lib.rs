@@ -21,6 +21,9 @@
 //! The data goes one way:
 //! reader → hasher → comparer → compressor → framer → transport → deframer → journal → applier → committer.
 
+// What comes from disk or network never panics. Tests may: clippy.toml.
+#![deny(clippy::unwrap_used)]
+
 pub mod agent;
 pub mod cli;
 pub mod digest;
