@@ -308,7 +308,7 @@ fn manifest_about() -> About {
 /// What an extent of the golden volume holds; `None`: zeros.
 fn content(extent: u64) -> Option<Vec<u8>> {
     let bytes = manifest_about().geometry.bytes_of(ExtentIndex(extent));
-    (extent < 3 || extent >= 512).then(|| (0..bytes).map(|at| at as u8 ^ (extent as u8 + 1)).collect())
+    (!(3..512).contains(&extent)).then(|| (0..bytes).map(|at| at as u8 ^ (extent as u8 + 1)).collect())
 }
 
 fn manifest_file() -> Vec<u8> {
