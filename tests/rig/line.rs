@@ -124,10 +124,6 @@ impl Ran {
         self.why().contains("--resync") || self.why().contains("--repair")
     }
 
-    pub fn plain_bytes(&self) -> u64 {
-        self.sent.as_ref().map_or(0, |outcome| outcome.counts.plain_bytes)
-    }
-
     /// Extents of the data and zero frames that lie wholly in the first `bytes` bytes.
     pub fn extents_sent(&self, bytes: u64) -> BTreeSet<u64> {
         let mut extents = BTreeSet::new();
