@@ -19,7 +19,7 @@ use crate::error::{Error, Kind, Result};
 use crate::extent::Geometry;
 use crate::format::journal::Belongs;
 use crate::format::stream::{Frame, FrameKind, Message, Seal};
-use crate::state::manifest::{self, Draft, Manifest};
+use crate::state::manifest::{self, Damage, Draft, Manifest};
 use crate::state::{JOURNAL, ReplicaRecord, Stage};
 
 /// What a replica holds beside its committed generation.
@@ -74,7 +74,7 @@ pub fn finish_applying(site: &dyn Site, record: &mut ReplicaRecord, target: &mut
 pub fn find_overlay(site: &dyn Site, record: &mut ReplicaRecord, target: &mut Target) -> Result<Found> {
     let geometry = record.geometry()?;
     let hasher = Hasher::new(record.algorithm, &record.secret);
-    let base = manifest::load(site.files(), record.generation, &record.root, &geometry, &hasher)?;
+    let base = manifest::load(site.files(), record.generation, &record.root, &geometry, &hasher, Damage::Refuse)?;
     let Some(journal) = site.open_journal()? else { return Ok(Found::Nothing(base.map(Box::new))) };
     let Some(base) = base else {
         // Without the manifest under it a journal says nothing; the device is still generation g.
@@ -99,7 +99,7 @@ pub fn find_overlay(site: &dyn Site, record: &mut ReplicaRecord, target: &mut Ta
             let mut journal = walk.into_disk();
             crate::disk::flush(&mut *journal)?;
             committer::commit_journal(site, record, &commit, draft, journal, target)?;
-            let base = manifest::load(site.files(), record.generation, &record.root, &geometry, &hasher)?;
+            let base = manifest::load(site.files(), record.generation, &record.root, &geometry, &hasher, Damage::Refuse)?;
             Ok(Found::Nothing(base.map(Box::new)))
         }
         _ => {

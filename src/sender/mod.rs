@@ -97,9 +97,9 @@ pub struct Outcome {
 /// Runs one pass over `wire`. On an error the receiver is told why, and what it holds stays usable.
 pub fn send(pass: &mut Pass<'_>, wire: &mut Wire) -> Result<Outcome> {
     let result = run(pass, wire);
-    // What the receiver listed is of no use after the session, however it ended.
-    let _ = pass.files.remove(HAVE);
-    match result {
+    // What the receiver listed is of no use after the session, however it ended; the first failure counts.
+    let removed = pass.files.remove(HAVE);
+    match result.and_then(|outcome| removed.map(|()| outcome)) {
         Err(error) if error.kind() == Kind::Transient => Err(wire.explain(error)),
         Err(error) => {
             wire.abort(&error);
