@@ -59,17 +59,18 @@ pub struct Error {
     kind: Kind,
     message: String,
     source: Option<Box<dyn StdError + Send + Sync>>,
+    from_peer: bool,
 }
 
 impl Error {
     /// An error without a deeper cause.
     pub fn new(kind: Kind, message: impl Into<String>) -> Error {
-        Error { kind, message: message.into(), source: None }
+        Error { kind, message: message.into(), source: None, from_peer: false }
     }
 
     /// An error with its cause.
     pub fn because(kind: Kind, message: impl Into<String>, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
-        Error { kind, message: message.into(), source: Some(source.into()) }
+        Error { kind, message: message.into(), source: Some(source.into()), from_peer: false }
     }
 
     /// Bytes from outside that do not mean what they should. `what` names the format and the place.
@@ -80,6 +81,16 @@ impl Error {
     /// What a caller may branch on.
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// What the peer said went wrong on its side.
+    pub fn by_peer(peer: &str, kind: Kind, message: String) -> Error {
+        Error { kind, message: peer.to_owned(), source: Some(message.into()), from_peer: true }
+    }
+
+    /// Whether this only repeats what the peer said.
+    pub fn is_from_peer(&self) -> bool {
+        self.from_peer
     }
 
     /// The same error under another kind.

@@ -1,3 +1,7 @@
 //! Parse, dispatch, print the error chain once, exit.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    blockferry::cli::main()
+}

@@ -45,7 +45,10 @@ struct Lot {
 impl Drop for Lot {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("{}: {}\nrepeat: BLOCKFERRY_SEED={} BLOCKFERRY_POINTS=1 cargo test --test crash {}", self.test, self.place, self.seed, self.test);
+            eprintln!(
+                "{}: {}\nrepeat: BLOCKFERRY_SEED={} BLOCKFERRY_POINTS=1 cargo test --test crash {}",
+                self.test, self.place, self.seed, self.test
+            );
         }
     }
 }
@@ -91,7 +94,11 @@ impl Story {
         for (side, count) in operations.into_iter().enumerate() {
             for operation in 0..=count {
                 let died = self.before.fork();
-                if side == 0 { died.replica.die_at(operation) } else { died.source.die_at(operation) }
+                if side == 0 {
+                    died.replica.die_at(operation)
+                } else {
+                    died.source.die_at(operation)
+                }
                 died.run(&self.plan);
                 for seed in first_seed()..first_seed() + seeds {
                     let mut random = Random(seed << 20 | operation << 1 | side as u64);
@@ -100,8 +107,11 @@ impl Story {
                     let both = random.below(4) == 0;
                     let replica = if side == 0 || both { died.replica.crash(&mut random) } else { died.replica.settle() };
                     let source = if side == 1 || both { died.source.crash(&mut random) } else { died.source.settle() };
+                    // At times only the process dies, and the power goes while the next one cleans up.
+                    let killed = random.below(4) == 0;
+                    let replica = if killed { died.replica.fork() } else { replica };
                     drawn += 1;
-                    let remains = (replica.fingerprint(), source.fingerprint());
+                    let remains = (replica.fingerprint(), source.fingerprint(), killed);
                     let after = Pair { source, replica };
                     if seen.insert(remains) {
                         self.check(after, &mut random);
@@ -113,7 +123,12 @@ impl Story {
                 }
             }
         }
-        println!("{}: {drawn} crash points at {} operations, {} different remains checked", self.test, operations[0] + operations[1], seen.len());
+        println!(
+            "{}: {drawn} crash points at {} operations, {} different remains checked",
+            self.test,
+            operations[0] + operations[1],
+            seen.len()
+        );
     }
 
     fn check(&self, after: Pair, random: &mut Random) {
@@ -306,7 +321,12 @@ stories! {
 // The wire: cut, and lied on
 
 fn cuts(direction_bytes: &[u8], random: &mut Random, count: u64) -> Vec<u64> {
-    let mut all: Vec<u64> = line::frames(direction_bytes).iter().flat_map(|(start, end)| [*start, *end]).flat_map(|at| [at - 1, at, at + 1]).map(|at| at as u64).collect();
+    let mut all: Vec<u64> = line::frames(direction_bytes)
+        .iter()
+        .flat_map(|(start, end)| [*start, *end])
+        .flat_map(|at| [at - 1, at, at + 1])
+        .map(|at| at as u64)
+        .collect();
     all.extend((0..count).map(|_| random.below(direction_bytes.len() as u64)));
     all.sort();
     all.dedup();
@@ -385,7 +405,10 @@ fn check_damaged(pair: &Pair, allowed: &[Generation]) {
     let clean = pair.replica_record().is_some_and(|record| record.stage == Stage::Clean);
     if clean && recovered.is_ok() {
         let now = pair.generation();
-        assert!(allowed.iter().any(|generation| generation.content == now.content), "a replica that claims to be clean is nothing that was committed");
+        assert!(
+            allowed.iter().any(|generation| generation.content == now.content),
+            "a replica that claims to be clean is nothing that was committed"
+        );
     }
     heal(pair);
 }
@@ -464,7 +487,13 @@ fn a_flipped_bit_in_the_senders_next_manifest_never_reaches_a_generation() {
     let pair = changed(replicated(150), 151);
     pair.run(&Plan { back: Fault { lose_ack: true, ..Fault::default() }, ..Plan::default() });
     let before = changed(pair.settle(), 152);
-    flip_a_file("a_flipped_bit_in_the_senders_next_manifest_never_reaches_a_generation", &before, false, "manifest.next", points(10_000) / 10);
+    flip_a_file(
+        "a_flipped_bit_in_the_senders_next_manifest_never_reaches_a_generation",
+        &before,
+        false,
+        "manifest.next",
+        points(10_000) / 10,
+    );
 }
 
 #[test]

@@ -6,23 +6,11 @@
 
 use super::stack::{Node, Number, attribute, loop_file, whole_disk};
 use crate::error::{Context, Kind, Result};
+pub use crate::identity::Identity;
 use crate::ring::ioctl;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-
-/// What is remembered about a volume or replica.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Identity {
-    /// An id that does not change with the device's name.
-    pub stable: String,
-    /// The canonical path it had.
-    pub path: PathBuf,
-    /// Its size.
-    pub bytes: u64,
-    /// A block device, not an image file.
-    pub is_device: bool,
-}
+use std::path::Path;
 
 /// The identity of a block device or image file.
 pub fn of(path: &Path) -> Result<Identity> {

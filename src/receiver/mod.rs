@@ -5,6 +5,7 @@
 
 mod committer;
 mod journaler;
+pub mod promotion;
 mod prover;
 mod recovery;
 mod site;
@@ -19,9 +20,7 @@ use crate::error::{Error, Kind, Result};
 use crate::extent::Geometry;
 use crate::failpoint;
 use crate::format::manifest::About;
-use crate::format::stream::{
-    Ack, Baseline, Begin, End, Frame, FrameKind, Header, Hello, Message, Mode, Offer, Purpose, Welcome,
-};
+use crate::format::stream::{Ack, Baseline, Begin, End, Frame, FrameKind, Header, Hello, Message, Mode, Offer, Purpose, Welcome};
 use crate::limits::*;
 use crate::progress::{Phase, Progress};
 use crate::state::manifest::{self, Damage, Draft, Manifest};
@@ -152,7 +151,7 @@ impl<'a> Session<'a> {
         }
         self.wire.flush()?;
         // The sender compares now; it closes when it is done.
-        while let Some(header) = self.wire.next()? {
+        while let Some(header) = self.wire.next_frame()? {
             self.wire.done(&header);
         }
         Ok(self.received(None, None))
@@ -192,6 +191,7 @@ impl<'a> Session<'a> {
             record.rehash = true;
             record.store(self.site.files())?;
         }
+        self.check_epoch(&mut record)?;
         let held = match record.stage {
             Stage::Initializing => self.stock_initializing(&mut record)?,
             _ => self.stock_clean(&mut record)?,
@@ -208,17 +208,39 @@ impl<'a> Session<'a> {
         if record.relationship != hello.relationship {
             return refuse(format!("it is the replica of {} ({}), not of this source", record.source, record.relationship));
         }
-        if record.epoch != hello.epoch {
-            return Err(Error::new(
-                Kind::Operator,
-                format!("{name}: its history is another one (epoch {}, the source has {}): it was promoted or restored", record.epoch, hello.epoch),
-            ));
-        }
         if record.extent_bytes != hello.extent_bytes || record.algorithm != hello.algorithm || record.secret != hello.secret {
             return refuse("extent size, digest or secret differ from those it was paired with".to_owned());
         }
         if hello.volume_bytes < record.volume_bytes {
-            return refuse(format!("the volume shrank from {} to {} bytes: that is never replicated", record.volume_bytes, hello.volume_bytes));
+            return refuse(format!(
+                "the volume shrank from {} to {} bytes: that is never replicated",
+                record.volume_bytes, hello.volume_bytes
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whose history goes on here. A promotion without a write is no divergence: the sender takes the new
+    /// epoch over. Anything else is for an operator.
+    fn check_epoch(&mut self, record: &mut ReplicaRecord) -> Result<()> {
+        let target = self.target.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the replica's device is not open"))?;
+        let Some(promotion) = record.promotion else {
+            if record.epoch == self.hello.epoch {
+                return Ok(());
+            }
+            return Err(promotion::no_common_epoch(&*self.site, record, &self.hello));
+        };
+        if promotion.from_epoch != self.hello.epoch && record.epoch != self.hello.epoch {
+            return Err(promotion::no_common_epoch(&*self.site, record, &self.hello));
+        }
+        self.progress.enter(Phase::Survey, self.geometry.volume_bytes());
+        let differing = promotion::extents_written(&*self.site, record, target, self.progress)?;
+        if differing != Some(0) {
+            return Err(promotion::diverged(&*self.site, record, differing));
+        }
+        if self.mode != Mode::Nothing {
+            record.promotion = None;
+            record.store(self.site.files())?;
         }
         Ok(())
     }
@@ -273,7 +295,7 @@ impl<'a> Session<'a> {
             }
             Found::Nothing(Some(mut manifest)) => {
                 survey::check_samples(target, &mut manifest, &self.hasher)?;
-                Ok(Held::Clean(manifest))
+                Ok(Held::Clean(*manifest))
             }
             Found::Nothing(None) => self.reread_clean(record),
         }
@@ -346,7 +368,7 @@ impl<'a> Session<'a> {
     /// Waits for what the sender makes of it: a survey first, or the pass, or nothing at all (a plan).
     fn listen(mut self, mut held: Held) -> Result<Received> {
         loop {
-            let Some(header) = self.wire.next()? else {
+            let Some(header) = self.wire.next_frame()? else {
                 return if self.mode == Mode::Nothing { Ok(self.received(None, None)) } else { Err(self.cut()) };
             };
             let message = match self.wire.frame(&header)? {
@@ -357,6 +379,7 @@ impl<'a> Session<'a> {
             match message {
                 Message::Survey => held = self.survey(held)?,
                 Message::Begin(begin) if self.mode != Mode::Nothing => return self.pass(held, begin),
+                Message::End(end) if self.mode == Mode::Nothing => return Ok(self.received(None, Some(end))),
                 Message::Abort(refusal) => return Err(self.wire.said(refusal)),
                 _ => return Err(unexpected(header.kind)),
             }
@@ -364,44 +387,45 @@ impl<'a> Session<'a> {
     }
 
     fn cut(&self) -> Error {
-        Error::new(Kind::Transient, format!("{} closed the connection before the end; what came is kept and the next run goes on from there", self.wire.peer()))
+        Error::new(
+            Kind::Transient,
+            format!("{} closed the connection before the end; what came is kept and the next run goes on from there", self.wire.peer()),
+        )
     }
 
     fn survey(&mut self, held: Held) -> Result<Held> {
-        match held {
+        let held = match held {
             Held::Clean(mut manifest) => {
                 survey::list_manifest(self.wire, &mut manifest)?;
-                self.wire.say(&Message::HaveEnd)?;
-                Ok(Held::Clean(manifest))
+                Held::Clean(manifest)
             }
             Held::Initializing(mut manifest) => {
                 survey::list_manifest(self.wire, &mut manifest)?;
-                self.wire.say(&Message::HaveEnd)?;
-                Ok(Held::Initializing(manifest))
+                Held::Initializing(manifest)
             }
             Held::Overlaid(mut overlay) => {
+                // The later word counts: what the journal holds is told again, over its base.
                 survey::list_manifest(self.wire, overlay.0.base())?;
-                // Laid over the base again: the later word counts.
                 survey::list_overlay(self.wire, &mut overlay.0)?;
-                self.wire.say(&Message::HaveEnd)?;
-                Ok(Held::Overlaid(overlay))
+                Held::Overlaid(overlay)
             }
             Held::Foreign if self.mode == Mode::Nothing => {
                 let (geometry, hasher) = (self.geometry, self.hasher.clone());
                 let target = self.target.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the replica's device is not open"))?;
                 survey::list_device(self.wire, target, geometry, &hasher, self.progress)?;
-                Ok(Held::Foreign)
+                return Ok(Held::Foreign);
             }
             Held::Foreign => {
                 let record = self.new_record()?;
                 let draft = self.hash_replica(&record, Damage::Unknown)?;
                 let mut manifest = draft.checkpoint(self.site.files())?.into_base();
                 survey::list_manifest(self.wire, &mut manifest)?;
-                self.wire.say(&Message::HaveEnd)?;
-                Ok(Held::Initializing(manifest))
+                Held::Initializing(manifest)
             }
-            Held::Absent => Err(Error::malformed("the sender asks what a target holds that does not exist")),
-        }
+            Held::Absent => return Err(Error::malformed("the sender asks what a target holds that does not exist")),
+        };
+        self.wire.say(&Message::HaveEnd)?;
+        Ok(held)
     }
 
     fn new_record(&self) -> Result<ReplicaRecord> {
@@ -421,6 +445,7 @@ impl<'a> Session<'a> {
             source_time_ms: 0,
             committed_time_ms: 0,
             healed_extents: 0,
+            promotion: None,
         })
     }
 
@@ -482,7 +507,7 @@ impl<'a> Session<'a> {
 
     fn take_frames(&mut self, intake: &mut Intake, record: &mut ReplicaRecord, begin: &Begin) -> Result<Received> {
         loop {
-            let Some(header) = self.wire.next()? else { return Err(self.cut()) };
+            let Some(header) = self.wire.next_frame()? else { return Err(self.cut()) };
             match header.kind {
                 FrameKind::Data => self.take_data(intake, record, &header)?,
                 _ => match self.wire.frame(&header)? {
@@ -519,7 +544,10 @@ impl<'a> Session<'a> {
             intake.healed.extend(unproven.iter().map(|extent| extent.0));
             intake.unproven.extend(data.lines().map(|line| line.extent.0));
             if intake.unproven.len() > NEED_EXTENTS_MAX {
-                let message = format!("{} differs from its manifest in too many places: run again with --resync, which reads it anew and sends what differs", target.name());
+                let message = format!(
+                    "{} differs from its manifest in too many places: run again with --resync, which reads it anew and sends what differs",
+                    target.name()
+                );
                 return Err(Error::new(Kind::Refused, message));
             }
             return Ok(());
@@ -622,7 +650,8 @@ impl<'a> Session<'a> {
             Some(journal) => committer::seal_and_commit(&*self.site, record, &commit, draft, journal, target)?,
             None => committer::commit_direct(&*self.site, record, &commit, draft, target)?,
         }
-        let ack = Ack { generation: commit.generation, root, healed_extents: intake.healed.len() as u64, written_bytes: target.written_bytes() };
+        let ack =
+            Ack { generation: commit.generation, root, healed_extents: intake.healed.len() as u64, written_bytes: target.written_bytes() };
         // The commit stands whether or not the sender hears of it: its next handshake finds out.
         let _ = self.wire.say(&Message::Ack(ack)).and_then(|()| self.wire.flush());
         Ok(Some(self.received(Some(ack), Some(end))))

@@ -27,7 +27,15 @@ impl Prover {
     /// A prover for one relationship.
     pub fn new(geometry: Geometry, hasher: &Hasher) -> Result<Prover> {
         let unpacker = zstd::bulk::Decompressor::new().context(Kind::Failed, || "start zstd")?;
-        Ok(Prover { geometry, hasher: hasher.clone(), unpacker, plain: Vec::new(), blocks: Vec::new(), proven: Vec::new(), proven_blocks: Vec::new() })
+        Ok(Prover {
+            geometry,
+            hasher: hasher.clone(),
+            unpacker,
+            plain: Vec::new(),
+            blocks: Vec::new(),
+            proven: Vec::new(),
+            proven_blocks: Vec::new(),
+        })
     }
 
     /// Unpacks a frame's payload into the front of `room`; the size is our header's word, never zstd's.
@@ -36,7 +44,8 @@ impl Prover {
         match data.encoding {
             Encoding::Stored => room.copy_from_slice(data.payload),
             Encoding::Zstd => {
-                let bytes = self.unpacker.decompress_to_buffer(data.payload, room).map_err(|_| malformed(data, "its payload does not unpack"))?;
+                let bytes =
+                    self.unpacker.decompress_to_buffer(data.payload, room).map_err(|_| malformed(data, "its payload does not unpack"))?;
                 if bytes != room.len() {
                     return Err(malformed(data, "its payload unpacks to less than it says"));
                 }
@@ -53,7 +62,14 @@ impl Prover {
     ///
     /// `journaled`: the device does not hold what the draft says, the journal does. Single blocks of an
     /// extent that the journal changes already prove nothing against the device, and count as unproven.
-    pub fn prove(&mut self, data: &Data<'_>, plain: &[u8], target: &mut Target, draft: &mut Draft, journaled: bool) -> Result<Vec<ExtentIndex>> {
+    pub fn prove(
+        &mut self,
+        data: &Data<'_>,
+        plain: &[u8],
+        target: &mut Target,
+        draft: &mut Draft,
+        journaled: bool,
+    ) -> Result<Vec<ExtentIndex>> {
         let (mut parted, mut unproven) = (Vec::new(), Vec::new());
         self.proven.clear();
         self.proven_blocks.clear();
@@ -88,7 +104,10 @@ impl Prover {
         if self.hasher.extent(plain, &mut self.blocks) == line.digest {
             return Ok(());
         }
-        Err(Error::new(Kind::Failed, format!("extent {} does not have the digest it came with: damaged on the way, nothing of it was written", line.extent)))
+        Err(Error::new(
+            Kind::Failed,
+            format!("extent {} does not have the digest it came with: damaged on the way, nothing of it was written", line.extent),
+        ))
     }
 
     /// Proves the extents of which only some blocks came.

@@ -25,7 +25,7 @@ use crate::state::{JOURNAL, ReplicaRecord, Stage};
 /// What a replica holds beside its committed generation.
 pub enum Found {
     /// Nothing.
-    Nothing(Option<Manifest>),
+    Nothing(Option<Box<Manifest>>),
     /// An unfinished journal and the draft it makes.
     Overlay(Box<(Draft, Journaler)>),
 }
@@ -65,7 +65,8 @@ pub fn finish_applying(site: &dyn Site, record: &mut ReplicaRecord, target: &mut
         return Err(torn(Error::new(Kind::Operator, "the journal belongs to something else")));
     }
     let commit = Commit { generation, root, source_time_ms };
-    committer::apply(walk, &commit, target, record.geometry()?, &hasher).map_err(|error| if error.kind() == Kind::Failed { torn(error) } else { error })?;
+    committer::apply(walk, &commit, target, record.geometry()?, &hasher)
+        .map_err(|error| if error.kind() == Kind::Failed { torn(error) } else { error })?;
     committer::finish(site, record, &commit, None)
 }
 
@@ -74,7 +75,7 @@ pub fn find_overlay(site: &dyn Site, record: &mut ReplicaRecord, target: &mut Ta
     let geometry = record.geometry()?;
     let hasher = Hasher::new(record.algorithm, &record.secret);
     let base = manifest::load(site.files(), record.generation, &record.root, &geometry, &hasher, Damage::Refuse)?;
-    let Some(journal) = site.open_journal()? else { return Ok(Found::Nothing(base)) };
+    let Some(journal) = site.open_journal()? else { return Ok(Found::Nothing(base.map(Box::new))) };
     let Some(base) = base else {
         // Without the manifest under it a journal says nothing; the device is still generation g.
         site.files().remove(JOURNAL)?;
@@ -85,7 +86,7 @@ pub fn find_overlay(site: &dyn Site, record: &mut ReplicaRecord, target: &mut Ta
         // Torn while it was made, or made for a generation that is committed by now.
         _ => {
             site.files().remove(JOURNAL)?;
-            return Ok(Found::Nothing(Some(base)));
+            return Ok(Found::Nothing(Some(Box::new(base))));
         }
     };
     let mut draft = Draft::new(site.files(), base)?;
@@ -93,9 +94,13 @@ pub fn find_overlay(site: &dyn Site, record: &mut ReplicaRecord, target: &mut Ta
     match seal {
         Some(seal) if seal.root == draft.root()? && seal.generation == record.generation + 1 => {
             let commit = Commit { generation: seal.generation, root: seal.root, source_time_ms: seal.source_time_ms };
-            committer::commit_journal(site, record, &commit, draft, walk.into_disk(), target)?;
+            // The process may have died between writing the seal and its sync: what is read here may still be
+            // in a cache, and the apply must not begin on it.
+            let mut journal = walk.into_disk();
+            crate::disk::flush(&mut *journal)?;
+            committer::commit_journal(site, record, &commit, draft, journal, target)?;
             let base = manifest::load(site.files(), record.generation, &record.root, &geometry, &hasher, Damage::Refuse)?;
-            Ok(Found::Nothing(base))
+            Ok(Found::Nothing(base.map(Box::new)))
         }
         _ => {
             let (end, chain) = (walk.end(), walk.chain());
@@ -110,7 +115,7 @@ pub fn find_overlay(site: &dyn Site, record: &mut ReplicaRecord, target: &mut Ta
 fn replay(walk: &mut Walk, draft: &mut Draft, geometry: Geometry, hasher: &Hasher) -> Result<Option<Seal>> {
     let mut prover = Prover::new(geometry, hasher)?;
     loop {
-        let header = match walk.next() {
+        let header = match walk.next_frame() {
             Ok(Some(header)) => header,
             Ok(None) => return Ok(None),
             Err(error) if error.kind() == Kind::Failed => return Ok(None),

@@ -114,7 +114,7 @@ fn hello(pass: &Pass<'_>, root: Digest) -> Hello {
         extent_bytes: record.extent_bytes,
         algorithm: record.algorithm,
         secret: record.secret,
-        target: record.target.clone(),
+        target: pass.target.to_owned(),
         source: record.source.path.display().to_string(),
     }
 }
@@ -156,7 +156,7 @@ type Sink<'a> = dyn FnMut(&mut Agreed, &Have<'_>) -> Result<()> + 'a;
 /// Takes Have frames up to the end of the list.
 fn hear_list(wire: &mut Wire, files: &dyn Files, agreed: &mut Agreed, sink: &mut Sink<'_>) -> Result<()> {
     loop {
-        let Some(header) = wire.next()? else {
+        let Some(header) = wire.next_frame()? else {
             return Err(Error::new(crate::error::Kind::Transient, format!("{} closed the connection", wire.peer())));
         };
         match wire.frame(&header)? {

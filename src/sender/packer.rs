@@ -34,6 +34,16 @@ impl Compress {
     }
 }
 
+impl std::fmt::Display for Compress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Compress::Auto => f.write_str("auto"),
+            Compress::None => f.write_str("none"),
+            Compress::Level(level) => level.fmt(f),
+        }
+    }
+}
+
 impl FromStr for Compress {
     type Err = String;
 

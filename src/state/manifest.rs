@@ -166,7 +166,9 @@ impl Manifest {
         }
         match self.damage {
             Damage::Unknown => Ok(vec![0; self.layout.page_bytes]),
-            Damage::Refuse => Err(Error::malformed(format!("page {page} of the manifest is damaged (the replica itself need not be): run again with --resync, which reads the replica anew and sends what differs"))),
+            Damage::Refuse => Err(Error::malformed(format!(
+                "page {page} of the manifest is damaged (the replica itself need not be): run again with --resync, which reads the replica anew and sends what differs"
+            ))),
         }
     }
 
@@ -492,22 +494,31 @@ impl Draft {
 
 /// The committed manifest that the record names, finishing an installation that a crash cut short.
 /// `None`: it is lost, or its table is not what the record says. `damage` is about its pages.
-pub fn load(files: &dyn Files, generation: u64, root: &Digest, geometry: &Geometry, hasher: &Hasher, damage: Damage) -> Result<Option<Manifest>> {
+pub fn load(
+    files: &dyn Files,
+    generation: u64,
+    root: &Digest,
+    geometry: &Geometry,
+    hasher: &Hasher,
+    damage: Damage,
+) -> Result<Option<Manifest>> {
     let fits = |about: &About| about.sealed && about.generation == generation && about.root == *root && about.geometry == *geometry;
     let base = Manifest::open(files, MANIFEST, hasher, damage)?.filter(|base| base.about.geometry == *geometry);
-    let mut found = match base {
-        Some(base) if fits(&base.about) => base,
-        Some(base) => match Manifest::open(files, NEXT, hasher, Damage::Refuse)?.filter(|next| fits(&next.about)) {
-            Some(next) => match (Draft { base, next }).install(files) {
-                // The draft is damaged: what it would have completed is lost.
-                Err(error) if error.kind() == Kind::Failed => return Ok(None),
-                installed => installed?,
-            },
-            None => return Ok(None),
-        },
-        None => return Ok(None),
-    };
-    Ok((found.root()? == *root).then_some(found))
+    let Some(mut base) = base else { return Ok(None) };
+    if fits(&base.about) {
+        return Ok((base.root()? == *root).then_some(base));
+    }
+    let Some(next) = Manifest::open(files, NEXT, hasher, Damage::Refuse)?.filter(|next| fits(&next.about)) else { return Ok(None) };
+    let mut draft = Draft { base, next };
+    // Checked before the base's header claims it: a draft over another base would be believed next time.
+    if draft.root()? != *root {
+        return Ok(None);
+    }
+    match draft.install(files) {
+        // A draft that rotted is a manifest lost, not a replica lost.
+        Err(error) if error.kind() == Kind::Failed => Ok(None),
+        installed => installed.map(Some),
+    }
 }
 
 /// The sealed draft of this generation and root over the committed base, if one is there.
@@ -577,7 +588,8 @@ mod tests {
         // Installed half-way: the pages are torn and the header is the old one.
         draft.base.file.write_at(&[0xee; 3000], draft.base.layout.page_at(1)).unwrap();
         drop(draft);
-        let mut found = load(&files, 2, &second.root, &about.geometry, &hasher(), Damage::Refuse).unwrap().expect("generation 2 is completed");
+        let mut found =
+            load(&files, 2, &second.root, &about.geometry, &hasher(), Damage::Refuse).unwrap().expect("generation 2 is completed");
         found.check().unwrap();
         assert_eq!(found.root().unwrap(), second.root);
         assert!(load(&files, 1, &first.root, &about.geometry, &hasher(), Damage::Refuse).unwrap().is_none());

@@ -3,9 +3,9 @@
 use crate::sim::{DEVICE, Random, SimReplicas, SimSite, Store, VOLUME};
 use blockferry::digest::{Algorithm, Digest};
 use blockferry::disk::AlignedBuf;
-use blockferry::disk::identity::Identity;
 use blockferry::error::{Error, Kind, Result};
 use blockferry::format::stream::{self, Frame, FrameKind, HEADER_BYTES, Message, Purpose};
+use blockferry::identity::Identity;
 use blockferry::progress::Progress;
 use blockferry::receiver::{self, Received, Site};
 use blockferry::sender::{self, Compress, Order, Outcome, Pass};
@@ -188,6 +188,7 @@ impl Pair {
             algorithm,
             secret: [7; 192],
             source_time_ms: 0,
+            changed_bytes: None,
         };
         record.store(&pair.source).expect("no fault is planned");
         pair.write_volume(content);
@@ -252,7 +253,16 @@ impl Pair {
         let mut volume = self.source.disk(VOLUME).expect("a source has its volume");
         let progress = Progress::default();
         let order = Order { purpose: Purpose::Replicate, compress: Compress::Auto, overwrite: true, resync, source_time_ms: 5 };
-        let mut pass = Pass { source: &mut volume, files: &self.source, record: &mut record, order, progress: &progress, on_difference: &mut |_| {} };
+        let mut pass = Pass {
+            source: &mut volume,
+            files: &self.source,
+            record: &mut record,
+            target: "/simulated",
+            order,
+            watch: &mut |_| Ok(()),
+            progress: &progress,
+            on_difference: &mut |_| {},
+        };
         sender::send(&mut pass, &mut wire)
     }
 

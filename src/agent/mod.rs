@@ -1,0 +1,19 @@
+//! Decides what is replicated where: one attempt from the lock to the summary.
+
+mod attempt;
+mod link;
+mod place;
+mod reading;
+mod replicas;
+mod sources;
+
+pub use attempt::{Job, Report, clone, serve_sender, stdio, verify};
+pub use link::Remote;
+pub use place::Place;
+pub use reading::{Snapshots, When, will_snapshot};
+pub use replicas::{HostReplicas, find_replica};
+
+/// Milliseconds since 1970.
+pub fn now_ms() -> u64 {
+    u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0)
+}

@@ -1,0 +1,200 @@
+//! The host's replicas: where a sender's target is, whether it may have it, and what lies beside it.
+
+use super::now_ms;
+use super::place::absolute;
+use crate::disk::identity::{self, Identity};
+use crate::disk::raw::{Access, RawDisk};
+use crate::disk::{Disk, guard};
+use crate::error::{Error, Kind, Result};
+use crate::format::stream::{Hello, Purpose};
+use crate::receiver::{Replicas, Site};
+use crate::ring::Choice;
+use crate::state::{Files, HostFiles, JOURNAL, Lock, ReplicaRecord, Side, StateDir};
+use std::path::{Path, PathBuf};
+
+/// Targets named by their path: for local clones and for `receiver --stdio`, whose caller already has
+/// the rights of this user.
+pub struct HostReplicas {
+    state: StateDir,
+    choice: Choice,
+}
+
+impl HostReplicas {
+    /// Replicas remembered in this state directory.
+    pub fn new(state: StateDir, choice: Choice) -> HostReplicas {
+        HostReplicas { state, choice }
+    }
+
+    /// Refuses a target that is another relationship's replica; with --overwrite that one is given up.
+    fn check_claims(&self, hello: &Hello, identity: &Identity) -> Result<()> {
+        for relationship in self.state.relationships(Side::Replicas)? {
+            let files = HostFiles::new(&self.state.folder(Side::Replicas, &relationship));
+            let Some(record) = ReplicaRecord::load(&files)? else { continue };
+            if relationship == hello.relationship || record.target.stable != identity.stable {
+                continue;
+            }
+            if !hello.overwrite {
+                let message = format!(
+                    "{} is the replica of {} (generation {}, relationship {relationship}), not of {}: --overwrite gives it to the new source and forgets the old",
+                    identity.path.display(),
+                    record.source,
+                    record.generation,
+                    hello.source
+                );
+                return Err(Error::new(Kind::Refused, message));
+            }
+            if hello.purpose == Purpose::Replicate {
+                let _lock = Lock::take(files.folder(), &format!("the replica {}", identity.path.display()))?;
+                let _ = std::fs::remove_dir_all(files.folder());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The device must be the one that was paired.
+fn check_identity(record: &ReplicaRecord, identity: &Identity) -> Result<()> {
+    if record.target.stable == identity.stable {
+        return Ok(());
+    }
+    let message = format!(
+        "{} is not the device that was paired: it was {}, now it is {}. Name the right device; or, if this one is to be the replica now, clone to it with --overwrite",
+        identity.path.display(),
+        record.target.stable,
+        identity.stable
+    );
+    Err(Error::new(Kind::Refused, message))
+}
+
+/// A target without a record may only be taken when nothing on it can be missed.
+fn check_first_use(path: &Path, identity: &Identity, choice: Choice) -> Result<()> {
+    guard::no_signature(path)?;
+    if identity.is_device {
+        return Ok(());
+    }
+    let mut file = RawDisk::open(path, Access::Read, choice)?;
+    if identity.bytes > 0 && file.data_range(0)?.is_some() {
+        let message =
+            format!("{} exists and holds data: --overwrite if it may be lost (blocks that are equal already are kept)", path.display());
+        return Err(Error::new(Kind::Refused, message));
+    }
+    Ok(())
+}
+
+impl Replicas for HostReplicas {
+    fn find(&mut self, hello: &Hello) -> Result<Box<dyn Site>> {
+        let path = absolute(Path::new(&hello.target))?;
+        let folder = self.state.folder(Side::Replicas, &hello.relationship);
+        let replicate = hello.purpose == Purpose::Replicate;
+        let identity = path.exists().then(|| identity::of(&path)).transpose()?;
+        let mut lock = None;
+        if folder.join(crate::state::RECORD).exists() {
+            lock = Some(Lock::take(&folder, &format!("the replica {}", path.display()))?);
+        }
+        let record = ReplicaRecord::load(&HostFiles::new(&folder))?;
+        if let (Some(identity), true) = (&identity, hello.purpose != Purpose::Verify) {
+            self.check_claims(hello, identity)?;
+            if replicate {
+                guard::not_in_use(&path)?;
+            }
+            match &record {
+                Some(record) => check_identity(record, identity)?,
+                None if !hello.overwrite => check_first_use(&path, identity, self.choice)?,
+                None => {}
+            }
+        }
+        if replicate && lock.is_none() {
+            self.state.files(Side::Replicas, &hello.relationship)?;
+            lock = Some(Lock::take(&folder, &format!("the replica {}", path.display()))?);
+        }
+        Ok(Box::new(HostSite {
+            name: path.display().to_string(),
+            path,
+            files: HostFiles::new(&folder),
+            choice: self.choice,
+            made: replicate,
+            _lock: lock,
+        }))
+    }
+}
+
+/// The site of a replica whose record is in this state directory, found by its path or relationship: for
+/// what the receiver does without a sender.
+pub fn find_replica(state: &StateDir, name: &str, choice: Choice) -> Result<(Box<dyn Site>, ReplicaRecord)> {
+    let identity = identity::of(Path::new(name)).ok();
+    for relationship in state.relationships(Side::Replicas)? {
+        let folder = state.folder(Side::Replicas, &relationship);
+        let Some(record) = ReplicaRecord::load(&HostFiles::new(&folder))? else { continue };
+        let by_identity = identity.as_ref().is_some_and(|identity| identity.stable == record.target.stable);
+        if by_identity || name.parse() == Ok(relationship) || record.target.path == Path::new(name) {
+            let lock = Lock::take(&folder, &format!("the replica {}", record.target.path.display()))?;
+            let path = record.target.path.clone();
+            let site =
+                HostSite { name: path.display().to_string(), path, files: HostFiles::new(&folder), choice, made: false, _lock: Some(lock) };
+            return Ok((Box::new(site), record));
+        }
+    }
+    Err(Error::new(Kind::Usage, format!("{name} is no replica that {} knows of: `blockferry status` lists them", state.path().display())))
+}
+
+/// A path on this host with its folder of files.
+struct HostSite {
+    name: String,
+    path: PathBuf,
+    files: HostFiles,
+    choice: Choice,
+    /// The folder may be ours alone: it goes again when no record came into it.
+    made: bool,
+    _lock: Option<Lock>,
+}
+
+impl Drop for HostSite {
+    fn drop(&mut self) {
+        if self.made && !self.files.folder().join(crate::state::RECORD).exists() {
+            let _ = std::fs::remove_dir_all(self.files.folder());
+        }
+    }
+}
+
+impl Site for HostSite {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn files(&self) -> &dyn Files {
+        &self.files
+    }
+
+    fn open_disk(&mut self, write: bool) -> Result<Option<Box<dyn Disk>>> {
+        if !self.path.exists() {
+            return Ok(None);
+        }
+        let access = if write { Access::Write } else { Access::Read };
+        Ok(Some(Box::new(RawDisk::open(&self.path, access, self.choice)?)))
+    }
+
+    fn make_disk(&mut self, bytes: u64) -> Result<Box<dyn Disk>> {
+        Ok(Box::new(RawDisk::create(&self.path, bytes, self.choice)?))
+    }
+
+    fn identity(&self) -> Result<Identity> {
+        identity::of(&self.path)
+    }
+
+    fn open_journal(&self) -> Result<Option<Box<dyn Disk>>> {
+        let path = self.files.folder().join(JOURNAL);
+        if !path.exists() {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(RawDisk::open(&path, Access::Write, self.choice)?)))
+    }
+
+    fn make_journal(&self) -> Result<Box<dyn Disk>> {
+        self.files.remove(JOURNAL)?;
+        Ok(Box::new(RawDisk::create(&self.files.folder().join(JOURNAL), 0, self.choice)?))
+    }
+
+    fn now_ms(&self) -> u64 {
+        now_ms()
+    }
+}

@@ -1,0 +1,133 @@
+//! The sender's half of a relationship: found again by what the source and the target are, or made.
+
+use crate::digest::{Algorithm, Digest, SECRET_BYTES};
+use crate::disk::identity::{self, Identity};
+use crate::error::{Context, Error, Kind, Result};
+use crate::limits::EXTENT_BYTES_DEFAULT;
+use crate::state::{HostFiles, Lock, ReplicaRecord, Side, SourceRecord, StateDir};
+use std::path::Path;
+use uuid::Uuid;
+
+/// What a new relationship is made with, and what an old one must have where it is named.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wishes {
+    /// Bytes of an extent.
+    pub extent_bytes: Option<u32>,
+    /// How content is named.
+    pub algorithm: Option<Algorithm>,
+}
+
+/// One half of a relationship, locked.
+pub struct Source {
+    /// Its record.
+    pub record: SourceRecord,
+    /// Its files.
+    pub files: HostFiles,
+    /// Made just now: nothing is lost if it goes again.
+    pub is_new: bool,
+    _lock: Lock,
+}
+
+impl Source {
+    /// Finds or makes the relationship of this source and target. `known`: the target's own record says
+    /// which relationship it belongs to.
+    pub fn open(state: &StateDir, path: &Path, target: &str, known: Option<Uuid>, wishes: Wishes) -> Result<Source> {
+        let identity = identity::of(path)?;
+        let found = find(state, &identity, target, known)?;
+        let is_new = found.is_none();
+        let mut record = match found {
+            Some(record) => record,
+            None => new_record(&identity, target, wishes)?,
+        };
+        check_wishes(&record, wishes)?;
+        if identity.bytes < record.volume_bytes {
+            let message = format!(
+                "{} shrank from {} to {} bytes: a volume that shrank is never replicated; pair it anew with another target",
+                path.display(),
+                record.volume_bytes,
+                identity.bytes
+            );
+            return Err(Error::new(Kind::Refused, message));
+        }
+        let files = state.files(Side::Sources, &record.relationship)?;
+        let lock = Lock::take(files.folder(), &format!("the pair {} → {target}", path.display()))?;
+        // Read again under the lock: another run may have moved the cursor meanwhile.
+        if let Some(current) = SourceRecord::load(&files)? {
+            record = current;
+        }
+        record.volume_bytes = identity.bytes;
+        record.target = target.to_owned();
+        record.source = identity;
+        record.store(&files)?;
+        Ok(Source { record, files, is_new, _lock: lock })
+    }
+
+    /// Forgets a relationship that never came to be.
+    pub fn forget(self) {
+        let _ = std::fs::remove_dir_all(self.files.folder());
+    }
+}
+
+fn find(state: &StateDir, identity: &Identity, target: &str, known: Option<Uuid>) -> Result<Option<SourceRecord>> {
+    for relationship in state.relationships(Side::Sources)? {
+        let files = HostFiles::new(&state.folder(Side::Sources, &relationship));
+        let Some(record) = SourceRecord::load(&files)? else { continue };
+        // An image file may be written anew under its name; a device is the one it is.
+        let same_source = record.source.stable == identity.stable || !identity.is_device && record.source.path == identity.path;
+        if same_source && (record.target == target || known == Some(relationship)) {
+            return Ok(Some(record));
+        }
+    }
+    Ok(None)
+}
+
+fn new_record(identity: &Identity, target: &str, wishes: Wishes) -> Result<SourceRecord> {
+    let mut secret = [0; SECRET_BYTES];
+    getrandom::fill(&mut secret).context(Kind::Failed, || "ask the system for a random secret")?;
+    Ok(SourceRecord {
+        relationship: Uuid::now_v7(),
+        epoch: Uuid::now_v7(),
+        generation: 0,
+        root: Digest::UNKNOWN,
+        source: identity.clone(),
+        target: target.to_owned(),
+        volume_bytes: identity.bytes,
+        extent_bytes: wishes.extent_bytes.unwrap_or(EXTENT_BYTES_DEFAULT),
+        algorithm: wishes.algorithm.unwrap_or(Algorithm::Xxh3),
+        secret,
+        source_time_ms: 0,
+        changed_bytes: None,
+    })
+}
+
+/// A record for one look that remembers nothing.
+pub fn passing_record(path: &Path, target: &str, wishes: Wishes) -> Result<SourceRecord> {
+    new_record(&identity::of(path)?, target, wishes)
+}
+
+fn check_wishes(record: &SourceRecord, wishes: Wishes) -> Result<()> {
+    let fixed = |what: &str, has: String| {
+        Err(Error::new(Kind::Usage, format!("this pair was made with {what} {has}, which cannot change: leave the option out")))
+    };
+    match wishes {
+        Wishes { extent_bytes: Some(bytes), .. } if bytes != record.extent_bytes => {
+            fixed("extents of", format!("{} bytes", record.extent_bytes))
+        }
+        Wishes { algorithm: Some(algorithm), .. } if algorithm != record.algorithm => {
+            fixed("the digest", format!("{:?}", record.algorithm))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The relationship that a local target's own record names, if there is one.
+pub fn relationship_of_target(state: &StateDir, target: &Path) -> Result<Option<Uuid>> {
+    let Ok(identity) = identity::of(target) else { return Ok(None) };
+    for relationship in state.relationships(Side::Replicas)? {
+        let files = HostFiles::new(&state.folder(Side::Replicas, &relationship));
+        if ReplicaRecord::load(&files)?.is_some_and(|record| record.target.stable == identity.stable) {
+            return Ok(Some(relationship));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,327 @@
+//! What may be typed. The help texts here are the only place where options are described; the man page
+//! is made from them.
+
+use crate::agent::{Place, Snapshots, When};
+use crate::digest::Algorithm;
+use crate::limits::EXTENT_BYTES_DEFAULT;
+use crate::lvm::{CowSize, Policy, Room};
+use crate::ring::Choice;
+use crate::sender::Compress;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Replicates block devices; the replica is always exactly some complete generation.
+///
+/// The first clone of a pair copies everything. Every later one reads the source, sends the 4 KiB blocks
+/// that changed, and commits them as one new generation: a crash, a cut link or a power failure at any
+/// instant leaves the old generation or completes the new one, never a mixture.
+#[derive(Debug, Parser)]
+#[command(name = "blockferry", version, max_term_width = 100)]
+pub struct Arguments {
+    /// Options of every command.
+    #[command(flatten)]
+    pub common: Common,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Args)]
+pub struct Common {
+    /// Where blockferry remembers its pairs [default: /var/lib/blockferry for root, else $XDG_STATE_HOME/blockferry]
+    #[arg(long, global = true, value_name = "DIR", env = "BLOCKFERRY_STATE_DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Print JSON lines: first a hello, last a summary and the exit code
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// No progress and no summary; errors still appear
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// How bytes are moved: io_uring where the kernel allows it, or threads that block
+    #[arg(long, global = true, value_enum, default_value_t = Io::Auto)]
+    pub io: Io,
+}
+
+/// The engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Io {
+    /// io_uring, or blocking with a word about it
+    Auto,
+    /// io_uring or nothing
+    Uring,
+    /// pread and pwrite in a few threads
+    Blocking,
+}
+
+impl From<Io> for Choice {
+    fn from(io: Io) -> Choice {
+        match io {
+            Io::Auto => Choice::Auto,
+            Io::Uring => Choice::Uring,
+            Io::Blocking => Choice::Blocking,
+        }
+    }
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Copy a volume to a replica; run again, send only what changed
+    ///
+    /// SRC and DST are block devices or image files, here or as HOST:PATH on another host (through ssh, one
+    /// of the two). The target of a new pair must be free of data: --overwrite says that it may be lost; blocks
+    /// that are equal already are found and kept. Interrupted at any point, the same command goes on from there.
+    Clone(CloneOptions),
+    /// Read both sides and compare; exit 7 where they differ
+    Verify(VerifyOptions),
+    /// Show the pairs that are remembered here and how far they are
+    Status,
+    /// Distrust a replica's manifest: the next clone reads the replica anew and sends what differs
+    Resync(ResyncOptions),
+    /// Make a replica usable without its source: it begins a history of its own
+    ///
+    /// A commit that was cut is completed first, without the source. As long as nothing is written to the
+    /// replica, the source takes the new history over by itself; after that an operator has to decide.
+    Promote(PromoteOptions),
+    /// Look into a manifest file
+    Manifest(ManifestOptions),
+    /// The receiving end
+    Receiver(ReceiverOptions),
+    /// The sending end of a pull; run by the other side
+    #[command(hide = true)]
+    Sender(SenderOptions),
+}
+
+/// How to reach another host.
+#[derive(Debug, Args)]
+pub struct RemoteOptions {
+    /// The remote shell for HOST:PATH, options included
+    #[arg(short = 'e', long, value_name = "COMMAND", default_value = "ssh", env = "BLOCKFERRY_RSH")]
+    pub rsh: String,
+    /// How blockferry is called on the other host, options included
+    #[arg(long, value_name = "COMMAND", default_value = "blockferry")]
+    pub remote_program: String,
+}
+
+/// How the source is read.
+#[derive(Debug, Args)]
+pub struct SnapshotOptions {
+    /// Whether to read a snapshot of SRC, made for this run and removed after it: auto makes one of a logical volume in use
+    #[arg(long, value_enum, default_value_t = SnapshotWhen::Auto, value_name = "WHEN")]
+    pub snapshot: SnapshotWhen,
+    /// Room for a classic snapshot: changed:2x (twice what changed last time), origin:10%, free:50% or fixed:8GiB
+    #[arg(long, value_name = "POLICY")]
+    pub snapshot_size: Option<CowSize>,
+    /// What a snapshot leaves free in the volume group: 5% of it, or 8GiB
+    #[arg(long, value_name = "ROOM")]
+    pub snapshot_keep_free: Option<Room>,
+}
+
+/// Whether a snapshot is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SnapshotWhen {
+    /// Of a logical volume in use
+    Auto,
+    /// Always; an error where SRC is no logical volume
+    Always,
+    /// Never: SRC is known to be quiet
+    Never,
+}
+
+impl SnapshotOptions {
+    /// The policy these words describe.
+    pub fn policy(&self) -> Snapshots {
+        let when = match self.snapshot {
+            SnapshotWhen::Auto => When::Auto,
+            SnapshotWhen::Always => When::Always,
+            SnapshotWhen::Never => When::Never,
+        };
+        let mut policy = Policy::default();
+        policy.size = self.snapshot_size.unwrap_or(policy.size);
+        policy.min_vg_free = self.snapshot_keep_free.unwrap_or(policy.min_vg_free);
+        Snapshots { when, policy }
+    }
+}
+
+/// How a pass is run.
+#[derive(Debug, Args)]
+pub struct PassOptions {
+    /// The target's content may be lost, or it may be taken from another source
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Read the replica anew instead of trusting its manifest, and send what differs
+    #[arg(long)]
+    pub resync: bool,
+    /// Compare and say what would be sent; write nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    /// auto, none or a zstd level (-7 to 19); what does not shrink is stored [default: none between two local places, else auto]
+    #[arg(long, value_name = "HOW", allow_hyphen_values = true)]
+    pub compress: Option<Compress>,
+    /// Digest of a new pair: xxh3 with a random secret, or blake3
+    #[arg(long, value_enum, value_name = "NAME")]
+    pub hash: Option<Hash>,
+    /// Extent size of a new pair, a power of two from 4K to 4M: what is compared at once
+    #[arg(long, value_name = "SIZE", value_parser = size, help = format!("Extent size of a new pair, a power of two from 4K to 4M [default: {}K]", EXTENT_BYTES_DEFAULT >> 10))]
+    pub extent_size: Option<u32>,
+}
+
+/// Options of `clone`.
+#[derive(Debug, Args)]
+pub struct CloneOptions {
+    /// The volume: a block device, an image file, or HOST:PATH
+    pub src: Place,
+    /// The replica: a block device, an image file (made where it does not exist), or HOST:PATH
+    pub dst: Place,
+    /// How the pass is run.
+    #[command(flatten)]
+    pub pass: PassOptions,
+    /// How the source is read.
+    #[command(flatten)]
+    pub snapshot: SnapshotOptions,
+    /// How to reach another host.
+    #[command(flatten)]
+    pub remote: RemoteOptions,
+}
+
+/// Options of `verify`.
+#[derive(Debug, Args)]
+pub struct VerifyOptions {
+    /// The volume
+    pub src: Place,
+    /// The replica
+    pub dst: Place,
+    /// Send what differs, and nothing else
+    #[arg(long)]
+    pub repair: bool,
+    /// How the source is read.
+    #[command(flatten)]
+    pub snapshot: SnapshotOptions,
+    /// How to reach another host.
+    #[command(flatten)]
+    pub remote: RemoteOptions,
+}
+
+/// Options of `resync`.
+#[derive(Debug, Args)]
+pub struct ResyncOptions {
+    /// The replica: its path, or its relationship as `status` shows it
+    pub replica: String,
+    /// Throw away what was written since the promotion that the replica's message names
+    #[arg(long, value_name = "EPOCH:GENERATION")]
+    pub discard: Option<String>,
+}
+
+/// Options of `promote`.
+#[derive(Debug, Args)]
+pub struct PromoteOptions {
+    /// The replica: its path, or its relationship as `status` shows it
+    pub replica: String,
+}
+
+/// Options of `manifest`.
+#[derive(Debug, Args)]
+pub struct ManifestOptions {
+    /// What to do with it.
+    #[command(subcommand)]
+    pub action: ManifestAction,
+}
+
+/// What to do with a manifest.
+#[derive(Debug, Subcommand)]
+pub enum ManifestAction {
+    /// Print what it says of itself and of its pages
+    Show {
+        /// The manifest file, in a pair's folder of the state directory
+        file: PathBuf,
+    },
+    /// Check every page and the root; exit 7 where one is damaged
+    Check {
+        /// The manifest file; its record must lie beside it
+        file: PathBuf,
+    },
+}
+
+/// Options of `receiver`.
+#[derive(Debug, Args)]
+pub struct ReceiverOptions {
+    /// Serve one session on standard input and output: what `clone` runs on the other host
+    #[arg(long, required = true)]
+    pub stdio: bool,
+}
+
+/// Options of `sender`.
+#[derive(Debug, Args)]
+pub struct SenderOptions {
+    /// Serve one session on standard input and output
+    #[arg(long, required = true)]
+    pub stdio: bool,
+    /// The target's path at the receiver
+    #[arg(long)]
+    pub target: String,
+    /// What the pair is remembered by here
+    #[arg(long)]
+    pub label: String,
+    /// The volume
+    pub source: PathBuf,
+    /// How the pass is run.
+    #[command(flatten)]
+    pub pass: PassOptions,
+    /// How the source is read.
+    #[command(flatten)]
+    pub snapshot: SnapshotOptions,
+}
+
+/// The digests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Hash {
+    /// XXH3-128 with a random secret
+    Xxh3,
+    /// Keyed BLAKE3
+    Blake3,
+}
+
+impl From<Hash> for Algorithm {
+    fn from(hash: Hash) -> Algorithm {
+        match hash {
+            Hash::Xxh3 => Algorithm::Xxh3,
+            Hash::Blake3 => Algorithm::Blake3,
+        }
+    }
+}
+
+/// A size with K or M behind it.
+fn size(text: &str) -> Result<u32, String> {
+    let (digits, unit) = match text.char_indices().find(|(_, letter)| !letter.is_ascii_digit()) {
+        Some((at, _)) => text.split_at(at),
+        None => (text, ""),
+    };
+    let shift = match unit.to_ascii_lowercase().trim_end_matches("ib") {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        _ => return Err(format!("unknown unit \"{unit}\": use K or M")),
+    };
+    let bytes = digits.parse::<u32>().ok().and_then(|number| number.checked_mul(1 << shift)).ok_or("is no size")?;
+    crate::extent::Geometry::new(1, bytes).map(|_| bytes).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definitions_are_sound() {
+        use clap::CommandFactory;
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn extent_sizes_are_powers_of_two_with_a_unit() {
+        assert_eq!(size("64K"), Ok(65536));
+        assert_eq!(size("4MiB"), Ok(4 << 20));
+        assert_eq!(size("4096"), Ok(4096));
+        assert!(size("5K").is_err() && size("8M").is_err() && size("K").is_err() && size("4G").is_err());
+    }
+}

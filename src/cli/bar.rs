@@ -1,0 +1,137 @@
+//! Progress: a bar on a terminal, one line a minute elsewhere, JSON lines when asked. One thread
+//! reads the run's counters ten times a second; the run itself never waits for it.
+
+use super::output::Output;
+use crate::progress::{Phase, Progress};
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use serde_json::json;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+const TICK: Duration = Duration::from_millis(100);
+const JSON_EVERY: Duration = Duration::from_secs(1);
+const LINE_EVERY: Duration = Duration::from_secs(60);
+
+/// A running display; dropped = cleared.
+pub struct Bar {
+    end: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Bar {
+    /// Shows a run whose two ends count in `here` and `there` (the same one where the other end is remote).
+    pub fn show(output: &Output, here: &Arc<Progress>, there: &Arc<Progress>) -> Bar {
+        if output.quiet {
+            return Bar { end: None, thread: None };
+        }
+        let (end, ended) = channel();
+        let (json, terminal) = (output.json, output.is_terminal());
+        let (here, there) = (Arc::clone(here), Arc::clone(there));
+        let thread = std::thread::spawn(move || {
+            let mut display = Display::new(json, terminal);
+            while ended.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+                display.draw(busier(&here, &there));
+            }
+            display.clear();
+        });
+        Bar { end: Some(end), thread: Some(thread) }
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        drop(self.end.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// While the sender only waits, the receiver's work is the one to show.
+fn busier<'a>(here: &'a Progress, there: &'a Progress) -> &'a Progress {
+    match here.phase() {
+        Phase::Connect | Phase::Commit if there.phase() != Phase::Connect => there,
+        _ => here,
+    }
+}
+
+struct Display {
+    json: bool,
+    bar: Option<ProgressBar>,
+    phase: Option<Phase>,
+    since: Instant,
+    printed: Instant,
+    told_stop: bool,
+}
+
+impl Display {
+    fn new(json: bool, terminal: bool) -> Display {
+        let bar = terminal.then(|| {
+            let bar = ProgressBar::new(0);
+            let style = ProgressStyle::with_template(
+                "{prefix:>11} {wide_bar} {percent:>3}% {bytes}/{total_bytes} {binary_bytes_per_sec} {eta} {msg}",
+            );
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar
+        });
+        Display { json, bar, phase: None, since: Instant::now(), printed: Instant::now(), told_stop: false }
+    }
+
+    fn draw(&mut self, progress: &Progress) {
+        let phase = progress.phase();
+        let (total, scanned) = (progress.total_bytes.load(Relaxed), progress.scanned_bytes.load(Relaxed));
+        let (changed, sent) = (progress.changed_bytes.load(Relaxed), progress.sent_bytes.load(Relaxed));
+        if self.phase != Some(phase) {
+            self.phase = Some(phase);
+            self.since = Instant::now();
+            if let Some(bar) = &self.bar {
+                bar.reset();
+                bar.set_prefix(phase.word());
+            }
+        }
+        if progress.stopped() && !self.told_stop {
+            self.told_stop = true;
+            let text = "stopping at a point to go on from; a second signal ends at once";
+            match &self.bar {
+                Some(bar) => bar.println(text),
+                None => eprintln!("blockferry: {text}"),
+            }
+        }
+        if let Some(bar) = &self.bar {
+            bar.set_length(total);
+            bar.set_position(scanned);
+            bar.set_message(format!("· changed {} · sent {}", HumanBytes(changed), HumanBytes(sent)));
+            return;
+        }
+        let every = if self.json { JSON_EVERY } else { LINE_EVERY };
+        if self.printed.elapsed() < every {
+            return;
+        }
+        self.printed = Instant::now();
+        if self.json {
+            let line = json!({
+                "type": "progress", "phase": phase.word(), "total_bytes": total, "scanned_bytes": scanned,
+                "changed_bytes": changed, "sent_bytes": sent, "seconds": self.since.elapsed().as_secs_f64(),
+            });
+            println!("{line}");
+        } else {
+            let percent = (scanned * 100).checked_div(total).unwrap_or(0);
+            eprintln!(
+                "blockferry: {} {percent} % of {}, changed {}, sent {}",
+                phase.word(),
+                HumanBytes(total),
+                HumanBytes(changed),
+                HumanBytes(sent)
+            );
+        }
+    }
+
+    fn clear(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! `blockferry clone SRC DST`.
+
+use super::arguments::{CloneOptions, Common, PassOptions, RemoteOptions, SnapshotOptions};
+use super::bar::Bar;
+use super::output::Output;
+use super::signals;
+use crate::agent::{self, Job, Place, Remote};
+use crate::disk::guard;
+use crate::error::Result;
+use crate::format::stream::Purpose;
+use crate::progress::Progress;
+use crate::state::StateDir;
+use std::time::Instant;
+
+/// Runs one clone, or says what it would do.
+pub fn run(common: &Common, options: &CloneOptions, output: &Output) -> Result<()> {
+    let job = job(common, &options.src, &options.dst, Some(&options.pass), &options.snapshot, &options.remote)?;
+    warn_if_live(&job, output);
+    let stop = signals::stop_flag()?;
+    let (here, there) = (Progress::new(stop.clone()), Progress::new(stop));
+    let began = Instant::now();
+    let bar = Bar::show(output, &here, &there);
+    let report = agent::clone(&job, &here, &there, &mut |_| {});
+    drop(bar);
+    let what = if options.pass.dry_run { "plan" } else { "clone" };
+    output.summary(what, &options.src.to_string(), &options.dst.to_string(), &report?, began.elapsed());
+    Ok(())
+}
+
+/// The job that the options describe.
+pub fn job(
+    common: &Common,
+    src: &Place,
+    dst: &Place,
+    pass: Option<&PassOptions>,
+    snapshot: &SnapshotOptions,
+    remote: &RemoteOptions,
+) -> Result<Job> {
+    Ok(Job {
+        source: src.clone(),
+        target: dst.clone(),
+        purpose: if pass.is_some_and(|pass| pass.dry_run) { Purpose::Plan } else { Purpose::Replicate },
+        resync: pass.is_some_and(|pass| pass.resync),
+        overwrite: pass.is_some_and(|pass| pass.overwrite),
+        compress: pass.and_then(|pass| pass.compress),
+        extent_bytes: pass.and_then(|pass| pass.extent_size),
+        algorithm: pass.and_then(|pass| pass.hash).map(Into::into),
+        remote: Remote { shell: remote.rsh.clone(), program: remote.remote_program.clone() },
+        choice: common.io.into(),
+        snapshots: snapshot.policy(),
+        state: state_dir(common)?,
+    })
+}
+
+/// The state directory of this run.
+pub fn state_dir(common: &Common) -> Result<StateDir> {
+    StateDir::open(&common.state_dir.clone().unwrap_or_else(StateDir::default_path))
+}
+
+/// A mounted source that is read without a snapshot changes meanwhile: the replica then mixes moments. Not silently.
+pub fn warn_if_live(job: &Job, output: &Output) {
+    if let Place::Local(path) = &job.source
+        && !agent::will_snapshot(path, &job.snapshots)
+        && let Ok(Some(at)) = guard::mounted_at(path)
+    {
+        output.warn(&format!("{} is mounted at {at} and may change while it is read; what arrives then mixes moments. Use a logical volume, of which a snapshot can be made, or unmount it", path.display()));
+    }
+}

@@ -1,0 +1,145 @@
+//! What a run prints: text for people, or JSON lines; one error chain at the end, and the exit code.
+
+use super::arguments::Common;
+use super::signals;
+use crate::agent::Report;
+use crate::error::{Error, Kind, Result};
+use crate::format::stream::{Counts, Mode};
+use indicatif::HumanBytes;
+use serde_json::{Value, json};
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+/// Version of the JSON lines.
+const SCHEMA: u32 = 1;
+
+/// Where a run prints to.
+#[derive(Debug)]
+pub struct Output {
+    /// JSON lines on standard output instead of text.
+    pub json: bool,
+    /// Neither progress nor summary.
+    pub quiet: bool,
+}
+
+impl Output {
+    /// As the options say. JSON begins with its hello.
+    pub fn new(common: &Common) -> Output {
+        let output = Output { json: common.json, quiet: common.quiet };
+        output.line(|| json!({"type": "hello", "schema": SCHEMA, "program": "blockferry", "version": env!("CARGO_PKG_VERSION")}));
+        output
+    }
+
+    /// Whether a progress bar can be drawn.
+    pub fn is_terminal(&self) -> bool {
+        !self.json && std::io::stderr().is_terminal()
+    }
+
+    /// A JSON line, in JSON mode.
+    pub fn line(&self, value: impl FnOnce() -> Value) {
+        if self.json {
+            print(&value().to_string());
+        }
+    }
+
+    /// A line of text, in text mode.
+    pub fn text(&self, text: impl AsRef<str>) {
+        if !self.json && !self.quiet {
+            print(text.as_ref());
+        }
+    }
+
+    /// A word of warning, on standard error.
+    pub fn warn(&self, text: &str) {
+        eprintln!("blockferry: {text}");
+    }
+
+    /// The summary of a pass.
+    pub fn summary(&self, what: &str, from: &str, to: &str, report: &Report, took: Duration) {
+        let counts = &report.counts;
+        let healed = report.ack.map_or(0, |ack| ack.healed_extents);
+        self.line(|| {
+            json!({
+                "type": "summary", "command": what, "source": from, "target": to,
+                "generation": report.ack.map(|ack| ack.generation),
+                "root": report.ack.map(|ack| ack.root.to_string()),
+                "mode": mode(report.mode), "adopted_generation": report.adopted,
+                "read_bytes": counts.read_bytes, "changed_extents": counts.changed_extents,
+                "zero_extents": counts.zero_extents, "sent_blocks": counts.sent_blocks,
+                "plain_bytes": counts.plain_bytes, "wire_bytes": counts.wire_bytes,
+                "written_bytes": report.ack.map(|ack| ack.written_bytes),
+                "healed_extents": healed, "seconds": took.as_secs_f64(),
+            })
+        });
+        if let Some(generation) = report.adopted {
+            self.text(format!("generation {generation} had been committed before; only its acknowledgement was lost"));
+        }
+        self.text(headline(from, to, report));
+        self.text(figures(counts, report, took));
+        if healed > 0 {
+            self.text(format!("  {healed} extents had rotted on the replica and were sent whole: look after that device"));
+        }
+    }
+
+    /// The end: the error, if any, once, and the exit code.
+    pub fn finish(&self, result: Result<()>) -> u8 {
+        let code = match &result {
+            Ok(()) => 0,
+            Err(error) if error.kind() == Kind::Interrupted => signals::exit_code(),
+            Err(error) => error.kind().exit_code(),
+        };
+        if let Err(error) = &result {
+            self.line(|| json!({"type": "error", "kind": format!("{:?}", error.kind()).to_lowercase(), "message": error.chain()}));
+            // Differences are a result, already printed, not an error of the run.
+            if !self.json && (error.kind() != Kind::Differs || !self.quiet) {
+                eprintln!("blockferry: {}", error.chain());
+            }
+        }
+        self.line(|| json!({"type": "exit", "code": code}));
+        code
+    }
+}
+
+/// A closed pipe (`| head`) ends the printing, not the run.
+fn print(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+fn mode(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Nothing => "none",
+        Mode::Direct => "direct",
+        Mode::Journal => "journal",
+    }
+}
+
+fn headline(from: &str, to: &str, report: &Report) -> String {
+    let Some(ack) = &report.ack else { return format!("{from} → {to}: nothing was written") };
+    let how = match (report.mode, report.counts.changed_extents) {
+        (_, 0) => "nothing changed",
+        (Mode::Direct, _) => "first copy",
+        _ => "changes",
+    };
+    format!("{from} → {to}: generation {} ({how})", ack.generation)
+}
+
+fn figures(counts: &Counts, report: &Report, took: Duration) -> String {
+    let verb = if report.ack.is_some() { "sent" } else { "would send" };
+    let blocks = format!("{verb} {} blocks ({})", counts.sent_blocks, HumanBytes(counts.plain_bytes));
+    let zeros = if counts.zero_extents > 0 { format!(", {} extents as zeros", counts.zero_extents) } else { String::new() };
+    let wire = match counts.wire_bytes {
+        0 => String::new(),
+        bytes => format!(" in {} on the wire (ratio {:.2})", HumanBytes(bytes), counts.plain_bytes as f64 / bytes as f64),
+    };
+    format!(
+        "  read {}, {} extents differ, {blocks}{wire}{zeros}, took {:.2} s",
+        HumanBytes(counts.read_bytes),
+        counts.changed_extents,
+        took.as_secs_f64()
+    )
+}
+
+/// The error that ends a verification that found something.
+pub fn differs(message: String) -> Error {
+    Error::new(Kind::Differs, message)
+}

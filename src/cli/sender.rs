@@ -1,0 +1,19 @@
+//! `blockferry sender --stdio`: the far end of a pull.
+
+use super::arguments::{Common, RemoteOptions, SenderOptions};
+use super::clone::job;
+use super::signals;
+use crate::agent::{self, Place};
+use crate::error::Result;
+use crate::progress::Progress;
+
+/// Sends a volume of this host over standard input and output.
+pub fn run(common: &Common, options: &SenderOptions) -> Result<()> {
+    let progress = Progress::new(signals::stop_flag()?);
+    // Neither end is reached through a shell from here.
+    let remote = RemoteOptions { rsh: String::new(), remote_program: String::new() };
+    let target = Place::Remote { host: String::new(), path: options.target.clone() };
+    let job = job(common, &Place::Local(options.source.clone()), &target, Some(&options.pass), &options.snapshot, &remote)?;
+    agent::serve_sender(&job, &options.target, &options.label, &progress)?;
+    Ok(())
+}
