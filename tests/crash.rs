@@ -107,8 +107,11 @@ impl Story {
                     let both = random.below(4) == 0;
                     let replica = if side == 0 || both { died.replica.crash(&mut random) } else { died.replica.settle() };
                     let source = if side == 1 || both { died.source.crash(&mut random) } else { died.source.settle() };
+                    // At times only the process dies, and the power goes while the next one cleans up.
+                    let killed = random.below(4) == 0;
+                    let replica = if killed { died.replica.fork() } else { replica };
                     drawn += 1;
-                    let remains = (replica.fingerprint(), source.fingerprint());
+                    let remains = (replica.fingerprint(), source.fingerprint(), killed);
                     let after = Pair { source, replica };
                     if seen.insert(remains) {
                         self.check(after, &mut random);

@@ -36,18 +36,18 @@ impl Journaler {
         Ok(journal)
     }
 
-    /// Goes on behind what a walk found; what lies after `end` is cut off first, to the byte: the rest of
-    /// a torn frame between `end` and the next 4 KiB would end every later walk there.
+    /// Goes on behind what a walk found; what lies after `end` is cut off first. Frames that no sync padded
+    /// may have the front of the next one behind them in their last 4 KiB: it would be taken for a frame
+    /// when the journal is walked again, so it becomes padding.
     pub fn resume(mut disk: Box<dyn Disk>, end: u64, chain: Chain) -> Result<Journaler> {
         disk.resize(align(end))?;
-        let kept = end as usize % ALIGN_BYTES;
-        if kept > 0 {
-            let block = end - kept as u64;
+        let begun = end % ALIGN_BYTES as u64;
+        if begun > 0 {
+            let last = end - begun;
             let buffer = AlignedBuf::new(ALIGN_BYTES).context(Kind::Failed, || "allocate a journal buffer")?;
-            let mut buffer = crate::disk::read(&mut *disk, buffer, block, ALIGN_BYTES)?;
-            // The frames before `end` are written again as they are: a torn write cannot hurt them.
-            buffer[kept..ALIGN_BYTES].fill(0);
-            crate::disk::perform(&mut *disk, Action::Write(buffer, vec![Run { at: 0, offset: block, bytes: ALIGN_BYTES }]))?;
+            let mut buffer = crate::disk::read(&mut *disk, buffer, last, ALIGN_BYTES)?;
+            buffer[begun as usize..ALIGN_BYTES].fill(0);
+            crate::disk::perform(&mut *disk, Action::Write(buffer, vec![Run { at: 0, offset: last, bytes: ALIGN_BYTES }]))?;
         }
         crate::disk::flush(&mut *disk)?;
         // From here on a crash cannot bring the cut tail back behind new frames.

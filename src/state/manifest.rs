@@ -504,24 +504,21 @@ pub fn load(
 ) -> Result<Option<Manifest>> {
     let fits = |about: &About| about.sealed && about.generation == generation && about.root == *root && about.geometry == *geometry;
     let base = Manifest::open(files, MANIFEST, hasher, damage)?.filter(|base| base.about.geometry == *geometry);
-    let mut found = match base {
-        Some(base) if fits(&base.about) => base,
-        Some(base) => {
-            let Some(next) = Manifest::open(files, NEXT, hasher, Damage::Refuse)?.filter(|next| fits(&next.about)) else { return Ok(None) };
-            let mut draft = Draft { base, next };
-            // Checked before the base's header claims it: a draft over another base would be believed next time.
-            if draft.root()? != *root {
-                return Ok(None);
-            }
-            match draft.install(files) {
-                // A draft that rotted is a manifest lost, not a replica lost.
-                Err(error) if error.kind() == Kind::Failed => return Ok(None),
-                installed => installed?,
-            }
-        }
-        None => return Ok(None),
-    };
-    Ok((found.root()? == *root).then_some(found))
+    let Some(mut base) = base else { return Ok(None) };
+    if fits(&base.about) {
+        return Ok((base.root()? == *root).then_some(base));
+    }
+    let Some(next) = Manifest::open(files, NEXT, hasher, Damage::Refuse)?.filter(|next| fits(&next.about)) else { return Ok(None) };
+    let mut draft = Draft { base, next };
+    // Checked before the base's header claims it: a draft over another base would be believed next time.
+    if draft.root()? != *root {
+        return Ok(None);
+    }
+    match draft.install(files) {
+        // A draft that rotted is a manifest lost, not a replica lost.
+        Err(error) if error.kind() == Kind::Failed => Ok(None),
+        installed => installed.map(Some),
+    }
 }
 
 /// The sealed draft of this generation and root over the committed base, if one is there.

@@ -3,9 +3,9 @@
 use crate::sim::{DEVICE, Random, SimReplicas, SimSite, Store, VOLUME};
 use blockferry::digest::{Algorithm, Digest};
 use blockferry::disk::AlignedBuf;
-use blockferry::disk::identity::Identity;
 use blockferry::error::{Error, Kind, Result};
 use blockferry::format::stream::{self, Frame, FrameKind, HEADER_BYTES, Message, Purpose};
+use blockferry::identity::Identity;
 use blockferry::progress::Progress;
 use blockferry::receiver::{self, Received, Site};
 use blockferry::sender::{self, Compress, Order, Outcome, Pass};

@@ -4,10 +4,10 @@
 //! what was synced and a random part of the rest, in random order, its last write torn at a sector.
 //! Names are kept apart in the same way: a name that was not synced may be there or not.
 
-use blockferry::disk::identity::Identity;
 use blockferry::disk::{Action, AlignedBuf, Completion, Disk, Request};
 use blockferry::error::{Context, Error, Kind, Result};
 use blockferry::format::stream::Hello;
+use blockferry::identity::Identity;
 use blockferry::receiver::{Replicas, Site};
 use blockferry::state::{Files, JOURNAL, StateFile};
 use std::collections::BTreeMap;
@@ -216,9 +216,12 @@ impl Store {
         self.0.lock().expect("no test panics while it holds the storage")
     }
 
-    /// A store of its own with the same live and durable bytes, not dying.
+    /// A store of its own with the same live and durable bytes, not dying: what `kill -9` leaves, since
+    /// the caches outlive the process.
     pub fn fork(&self) -> Store {
-        let world = World { operations: 0, die_at: None, dead: false, ..self.world().clone() };
+        let mut world = World { operations: 0, die_at: None, dead: false, ..self.world().clone() };
+        // The kernel completes what was in flight; from then on a flush promises it.
+        world.inodes.iter_mut().flat_map(|inode| &mut inode.pending).for_each(|change| change.reaped = true);
         Store(Arc::new(Mutex::new(world)))
     }
 
