@@ -168,7 +168,8 @@ impl<'a> Session<'a> {
             match recovery::finish_applying(&*self.site, &mut record, target) {
                 // The replica is torn beyond its journal; the operator asked for a resync: what it holds is read anew.
                 Err(error) if error.kind() == Kind::Operator && self.hello.rehash => {
-                    record.stage = Stage::Initializing;
+                    // The manifest describes what lay under the torn blocks: a cut here must not make it count.
+                    (record.stage, record.rehash) = (Stage::Initializing, true);
                     record.store(self.site.files())?;
                     self.site.files().remove(JOURNAL)?;
                     self.mode = Mode::Direct;
