@@ -527,7 +527,8 @@ impl<'a> Session<'a> {
         let mut buffer = target.buffer()?;
         intake.prover.unpack(&data, &mut buffer)?;
         self.progress.changed_bytes.fetch_add(data.plain_bytes as u64, Relaxed);
-        let unproven = intake.prover.prove(&data, &buffer[..data.plain_bytes], target, draft)?;
+        let journaled = (self.mode == Mode::Journal).then_some(&mut *draft);
+        let unproven = intake.prover.prove(&data, &buffer[..data.plain_bytes], target, journaled)?;
         if !unproven.is_empty() {
             target.put(buffer);
             // The frame as a whole is refused, so that what is kept is proven to the last block.
@@ -547,12 +548,15 @@ impl<'a> Session<'a> {
         });
         if self.mode == Mode::Direct {
             intake.unflushed += data.plain_bytes as u64;
+            data.lines().try_for_each(|line| draft.disown(line.extent.0..line.extent.0 + 1, false))?;
             target.write(buffer, device_runs(&data, &self.geometry))?;
         } else {
             target.put(buffer);
             let frame = self.wire.bytes(header);
             journal(&mut intake.journal, &*self.site, record)?.append(header, frame)?;
         }
+        // Only now: whatever fails before this line, a checkpoint must not claim what is not kept.
+        intake.prover.enter_proven(draft)?;
         self.checkpoint_if_due(intake)
     }
 
@@ -561,6 +565,7 @@ impl<'a> Session<'a> {
         let draft = intake.draft.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the draft is gone"))?;
         draft.set_zeros(extents.clone())?;
         if self.mode == Mode::Direct {
+            draft.disown(extents.clone(), true)?;
             let target = self.target.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the replica's device is not open"))?;
             target.zero(extents)?;
         } else {

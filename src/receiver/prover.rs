@@ -17,13 +17,34 @@ pub struct Prover {
     unpacker: zstd::bulk::Decompressor<'static>,
     plain: Vec<u8>,
     blocks: Vec<Digest>,
+    proven: Proven,
+}
+
+/// The names of a frame's proven extents, one after the other.
+#[derive(Default)]
+struct Proven {
+    /// Which, what it is called, and how many blocks it has.
+    extents: Vec<(ExtentIndex, Digest, usize)>,
+    blocks: Vec<Digest>,
+}
+
+impl Proven {
+    fn add(&mut self, extent: ExtentIndex, digest: Digest, blocks: &[Digest]) {
+        self.extents.push((extent, digest, blocks.len()));
+        self.blocks.extend_from_slice(blocks);
+    }
+
+    fn clear(&mut self) {
+        self.extents.clear();
+        self.blocks.clear();
+    }
 }
 
 impl Prover {
     /// A prover for one relationship.
     pub fn new(geometry: Geometry, hasher: &Hasher) -> Result<Prover> {
         let unpacker = zstd::bulk::Decompressor::new().context(Kind::Failed, || "start zstd")?;
-        Ok(Prover { geometry, hasher: hasher.clone(), unpacker, plain: Vec::new(), blocks: Vec::new() })
+        Ok(Prover { geometry, hasher: hasher.clone(), unpacker, plain: Vec::new(), blocks: Vec::new(), proven: Proven::default() })
     }
 
     /// Unpacks a frame's payload into the front of `room`; the size is our header's word, never zstd's.
@@ -42,23 +63,42 @@ impl Prover {
         Ok(())
     }
 
-    /// Proves a frame whose plain bytes are `plain`, entering what is proven into the draft. Returns the
-    /// extents that the replica's own content did not complete to their digest: they rotted, or they
-    /// changed under us. An extent that came whole and does not match is damage on the way: an error.
-    pub fn prove(&mut self, data: &Data<'_>, plain: &[u8], target: &mut Target, draft: &mut Draft) -> Result<Vec<ExtentIndex>> {
+    /// Proves a frame whose plain bytes are `plain`. Returns the extents that the replica's own content did
+    /// not complete to their digest: they rotted, or they changed under us. An extent that came whole and
+    /// does not match is damage on the way: an error.
+    ///
+    /// Nothing is entered into the draft here: a frame of which one extent fails is not kept at all, and
+    /// what the draft says must never be more than what is kept. [`Prover::enter_proven`] does it then.
+    ///
+    /// `journaled` is the draft of a pass whose earlier frames are not on the device yet: an extent that they
+    /// change cannot be completed from the device, since at the apply those frames come first.
+    pub fn prove(&mut self, data: &Data<'_>, plain: &[u8], target: &mut Target, journaled: Option<&mut Draft>) -> Result<Vec<ExtentIndex>> {
         let mut parted = Vec::new();
         let mut at = 0;
+        self.proven.clear();
         for line in data.lines() {
             let bytes = line.plain_bytes(&self.geometry);
             if line.is_whole(&self.geometry) {
                 self.check_whole(&line, &plain[at..at + bytes])?;
-                draft.set(line.extent, &line.digest, &self.blocks)?;
+                self.proven.add(line.extent, line.digest, &self.blocks);
             } else {
                 parted.push((line, at));
             }
             at += bytes;
         }
-        self.complete(&parted, plain, target, draft)
+        let mut unproven = overlaid(&parted, journaled)?;
+        self.complete(&parted, plain, target, &mut unproven)?;
+        Ok(unproven)
+    }
+
+    /// Enters the frame that was just proven, and is kept, into the draft.
+    pub fn enter_proven(&mut self, draft: &mut Draft) -> Result<()> {
+        let mut from = 0;
+        for (extent, digest, blocks) in self.proven.extents.drain(..) {
+            draft.set(extent, &digest, &self.proven.blocks[from..from + blocks])?;
+            from += blocks;
+        }
+        Ok(())
     }
 
     /// Proves an extent that came whole; its blocks' digests are in `self.blocks` afterwards.
@@ -78,11 +118,10 @@ impl Prover {
         parted: &[(ExtentLine<'_>, usize)],
         plain: &[u8],
         target: &mut Target,
-        draft: &mut Draft,
-    ) -> Result<Vec<ExtentIndex>> {
-        let extents: Vec<ExtentIndex> = parted.iter().map(|(line, _)| line.extent).collect();
-        let mut unproven = Vec::new();
-        let (geometry, hasher, blocks) = (self.geometry, &self.hasher, &mut self.blocks);
+        unproven: &mut Vec<ExtentIndex>,
+    ) -> Result<()> {
+        let extents: Vec<ExtentIndex> = parted.iter().map(|(line, _)| line.extent).filter(|extent| !unproven.contains(extent)).collect();
+        let (geometry, hasher, blocks, proven) = (self.geometry, &self.hasher, &mut self.blocks, &mut self.proven);
         target.read_extents(&extents, &mut |extent, held| {
             // Extents of a frame are in order, so each is found by its number.
             let Ok(found) = parted.binary_search_by_key(&extent, |(line, _)| line.extent) else { return Ok(()) };
@@ -94,13 +133,13 @@ impl Prover {
                 from += bytes;
             }
             if hasher.extent(held, blocks) == line.digest {
-                draft.set(extent, &line.digest, blocks)
+                proven.add(extent, line.digest, blocks);
             } else {
                 unproven.push(extent);
-                Ok(())
             }
+            Ok(())
         })?;
-        Ok(unproven)
+        Ok(())
     }
 
     /// Enters a frame from the journal into the draft, without the replica: it was proven before it was
@@ -159,6 +198,18 @@ impl Prover {
         }
         Ok(())
     }
+}
+
+/// The extents that a journal's earlier frames leave other than the device has them.
+fn overlaid(parted: &[(ExtentLine<'_>, usize)], journaled: Option<&mut Draft>) -> Result<Vec<ExtentIndex>> {
+    let Some(draft) = journaled else { return Ok(Vec::new()) };
+    let mut changed = Vec::new();
+    for (line, _) in parted {
+        if draft.entry(line.extent)?.digest != draft.base().entry(line.extent)?.digest {
+            changed.push(line.extent);
+        }
+    }
+    Ok(changed)
 }
 
 /// Where the blocks of a frame belong on the device, neighbours joined.

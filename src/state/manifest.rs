@@ -12,7 +12,7 @@ use crate::error::{Error, Kind, Result};
 use crate::extent::{ExtentIndex, Geometry};
 use crate::failpoint;
 use crate::format::manifest::*;
-use crate::limits::{PAGE_EXTENTS, PAGES_CACHED};
+use crate::limits::{DISOWN_PAGES, PAGE_EXTENTS, PAGES_CACHED};
 use std::ops::Range;
 use zerocopy::IntoBytes;
 
@@ -429,6 +429,36 @@ impl Draft {
         drop(self.next);
         files.remove(NEXT)?;
         Ok(self.base)
+    }
+
+    /// Direct copies: before the device changes under what the base durably says of it, the base stops
+    /// saying it. The draft keeps the pages, and the next checkpoint gives them back. `to_zeros`: where the
+    /// base says zero, zeroing leaves it true.
+    ///
+    /// A crash between a write and the next checkpoint would otherwise leave a manifest that names content
+    /// which is no longer there: a source that went back to it would be believed to be replicated.
+    pub fn disown(&mut self, extents: Range<u64>, to_zeros: bool) -> Result<()> {
+        let mut disowned = false;
+        for touched in pages_touched(&extents) {
+            if matches!(self.base.page_digest(touched)?, PAGE_UNKNOWN) || (to_zeros && self.base.page_digest(touched)? == PAGE_ZERO) {
+                continue;
+            }
+            // A window at once: a copy from front to back syncs once a window and not once a page.
+            for page in touched..(touched + DISOWN_PAGES).min(self.base.layout.pages) {
+                if self.base.page_digest(page)? != PAGE_UNKNOWN {
+                    self.own_page(page)?;
+                    self.base.pages.retain(|cached| cached.number != page);
+                    self.base.set_page_digest(page, PAGE_UNKNOWN)?;
+                    disowned = true;
+                }
+            }
+        }
+        if disowned {
+            self.base.write()?;
+            self.base.file.sync()?;
+            // From here on a crash leaves these pages unknown: their extents travel again.
+        }
+        Ok(())
     }
 
     /// Direct copies: lets the base, which is unsealed and only a hint until its first commit, know what
