@@ -44,6 +44,7 @@ impl Snapshot {
             return Err(Error::new(Kind::Snapshot, format!("{} is itself a snapshot of {}: replicate that one", lv.label(), lv.origin)));
         }
         if !lv.active {
+            volume.tools.need_device_mapper()?;
             return Err(Error::new(Kind::Snapshot, format!("{0} is not active: `lvchange -ay {0}`", lv.label())));
         }
         let size = if lv.is_thin() {

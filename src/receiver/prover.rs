@@ -138,10 +138,12 @@ impl Prover {
 
     /// Enters a frame from the journal into the draft, without the replica: it was proven before it was
     /// written down, and the frame's check (or, for whole extents, the digest) says it is still that.
+    /// All of it or nothing: the journal is cut before a torn frame, so the draft must not know its front.
     pub fn replay(&mut self, data: &Data<'_>, draft: &mut Draft) -> Result<()> {
         let mut plain = std::mem::take(&mut self.plain);
         plain.resize(data.plain_bytes, 0);
-        let replayed = self.unpack(data, &mut plain).and_then(|()| self.enter(data, &plain, draft));
+        let unpacked = self.unpack(data, &mut plain).and_then(|()| self.check_plain(data, &plain));
+        let replayed = unpacked.and_then(|()| self.enter(data, &plain, draft));
         self.plain = plain;
         replayed
     }
@@ -221,4 +223,50 @@ pub fn device_runs(data: &Data<'_>, geometry: &Geometry) -> Vec<Run> {
 fn malformed(data: &Data<'_>, how: &str) -> Error {
     let extent = data.lines().next().map_or(0, |line| line.extent.0);
     Error::malformed(format!("malformed Data frame at extent {extent}: {how}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Algorithm;
+    use crate::format::manifest::About;
+    use crate::format::stream::{DataTable, Frame, decode, header};
+    use crate::state::manifest::{Damage, Manifest};
+    use crate::state::{HostFiles, MANIFEST};
+    use uuid::Uuid;
+
+    #[test]
+    fn of_a_torn_frame_the_draft_learns_nothing() {
+        let geometry = Geometry::new(1 << 20, 65536).unwrap();
+        let hasher = Hasher::new(Algorithm::Xxh3, &[3; 192]);
+        let (mut blocks, mut table, mut plain) = (Vec::new(), DataTable::new(&geometry), Vec::new());
+        for extent in 4..7u8 {
+            let content = vec![extent; 65536];
+            table.push(ExtentIndex(extent.into()), &hasher.extent(&content, &mut blocks), &[0xff, 0xff]);
+            plain.extend_from_slice(&content);
+        }
+        let mut frame = vec![0; table.payload_at() + plain.len()];
+        frame[table.payload_at()..].copy_from_slice(&plain);
+        let length = table.write(&mut frame, plain.len(), plain.len(), Encoding::Stored, true);
+        frame[length - 100] ^= 1; // its end did not reach the disk
+
+        let folder = tempfile::tempdir().unwrap();
+        let files = HostFiles::new(folder.path());
+        let about = About {
+            relationship: Uuid::nil(),
+            epoch: Uuid::nil(),
+            generation: 0,
+            root: Digest::UNKNOWN,
+            sealed: false,
+            algorithm: Algorithm::Xxh3,
+            geometry,
+        };
+        let mut draft = Draft::new(&files, Manifest::create(&files, MANIFEST, about, &hasher, Damage::Unknown).unwrap()).unwrap();
+        let header = header(&frame).unwrap().unwrap();
+        let Frame::Data(data) = decode(&header, &frame[crate::format::stream::HEADER_BYTES..length]).unwrap() else { panic!("no data") };
+        Prover::new(geometry, &hasher).unwrap().replay(&data, &mut draft).unwrap_err();
+        for extent in 4..7 {
+            assert!(!draft.entry(ExtentIndex(extent)).unwrap().digest.is_known(), "extent {extent}");
+        }
+    }
 }
