@@ -20,7 +20,7 @@ use crate::progress::Progress;
 use crate::receiver::{self, Received};
 use crate::ring::Choice;
 use crate::sender::{self, Compress, Order, Outcome, Pass};
-use crate::state::{HostFiles, StateDir};
+use crate::state::{HostFiles, Lock, StateDir};
 use crate::transport::stream::Stream;
 use crate::transport::{Wire, memory};
 use std::ops::Range;
@@ -192,6 +192,8 @@ fn in_passing(
     let mut record = passing_record(path, target, job.wishes())?;
     let folder = job.state.path().join(format!("verify-{}", record.relationship));
     std::fs::create_dir(&folder).context(Kind::Failed, || format!("make {}", folder.display()))?;
+    // Tells a live verification from what a killed one left.
+    let _lock = Lock::take(&folder, "the verification")?;
     let files = HostFiles::new(&folder);
     let mut pass = Pass {
         source: &mut disk,
