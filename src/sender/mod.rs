@@ -124,7 +124,7 @@ fn replicate(pass: &mut Pass<'_>, wire: &mut Wire, agreed: &mut Agreed, geometry
     let mut ranges = Vec::new();
     let mut marked = 0;
 
-    while let Some(piece) = scan.next()? {
+    while let Some(piece) = scan.next().map_err(at_the_source)? {
         stop_if_asked(pass.progress)?;
         let end = match piece {
             Piece::Hole(extents) => {
@@ -179,7 +179,7 @@ fn replicate(pass: &mut Pass<'_>, wire: &mut Wire, agreed: &mut Agreed, geometry
                 pass.progress.enter(Phase::Transfer, geometry.volume_bytes());
                 for extent in extents.into_iter().map(ExtentIndex).filter(|extent| extent.0 < geometry.extents()) {
                     stop_if_asked(pass.progress)?;
-                    let chunk = HashedChunk::new(scan.extent(extent)?, &geometry, hasher, std::mem::take(&mut names));
+                    let chunk = HashedChunk::new(scan.extent(extent).map_err(at_the_source)?, &geometry, hasher, std::mem::take(&mut names));
                     for extent in chunk.extents(&geometry) {
                         mark_all_blocks(extent.blocks.len(), &mut bitmap);
                         framer.changed(&extent, &bitmap)?;
@@ -230,7 +230,7 @@ fn look(pass: &mut Pass<'_>, wire: &mut Wire, agreed: &mut Agreed, geometry: Geo
     let mut names = Names::default();
     let mut bitmap = Vec::new();
     let mut ranges = Vec::new();
-    while let Some(piece) = scan.next()? {
+    while let Some(piece) = scan.next().map_err(at_the_source)? {
         stop_if_asked(pass.progress)?;
         match piece {
             Piece::Hole(extents) => {
@@ -303,6 +303,14 @@ impl Differences<'_> {
         if !range.is_empty() {
             (self.report)(range);
         }
+    }
+}
+
+/// A source that cannot be read is no fault of the replica or its journal, which `Storage` speaks of.
+fn at_the_source(cause: Error) -> Error {
+    match cause.kind() {
+        Kind::Storage => Error::because(Kind::Failed, "read the source", cause),
+        _ => cause,
     }
 }
 
