@@ -36,9 +36,19 @@ impl Journaler {
         Ok(journal)
     }
 
-    /// Goes on behind what a walk found; what lies after `end` is cut off first.
+    /// Goes on behind what a walk found; what lies after `end` is cut off first, to the byte: the rest of
+    /// a torn frame between `end` and the next 4 KiB would end every later walk there.
     pub fn resume(mut disk: Box<dyn Disk>, end: u64, chain: Chain) -> Result<Journaler> {
         disk.resize(align(end))?;
+        let kept = end as usize % ALIGN_BYTES;
+        if kept > 0 {
+            let block = end - kept as u64;
+            let buffer = AlignedBuf::new(ALIGN_BYTES).context(Kind::Failed, || "allocate a journal buffer")?;
+            let mut buffer = crate::disk::read(&mut *disk, buffer, block, ALIGN_BYTES)?;
+            // The frames before `end` are written again as they are: a torn write cannot hurt them.
+            buffer[kept..ALIGN_BYTES].fill(0);
+            crate::disk::perform(&mut *disk, Action::Write(buffer, vec![Run { at: 0, offset: block, bytes: ALIGN_BYTES }]))?;
+        }
         crate::disk::flush(&mut *disk)?;
         // From here on a crash cannot bring the cut tail back behind new frames.
         Journaler::at(disk, align(end), chain)

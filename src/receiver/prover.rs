@@ -9,6 +9,7 @@ use crate::extent::{ExtentIndex, Geometry};
 use crate::format::stream::{Data, Encoding, ExtentLine, run_bytes};
 use crate::limits::BLOCK_BYTES;
 use crate::state::manifest::Draft;
+use std::ops::Range;
 
 /// Unpacks and proves the frames of one session.
 pub struct Prover {
@@ -17,13 +18,16 @@ pub struct Prover {
     unpacker: zstd::bulk::Decompressor<'static>,
     plain: Vec<u8>,
     blocks: Vec<Digest>,
+    /// Extents of the frame at hand that are proven, with all their blocks' digests in `proven_blocks`.
+    proven: Vec<(ExtentIndex, Digest, Range<usize>)>,
+    proven_blocks: Vec<Digest>,
 }
 
 impl Prover {
     /// A prover for one relationship.
     pub fn new(geometry: Geometry, hasher: &Hasher) -> Result<Prover> {
         let unpacker = zstd::bulk::Decompressor::new().context(Kind::Failed, || "start zstd")?;
-        Ok(Prover { geometry, hasher: hasher.clone(), unpacker, plain: Vec::new(), blocks: Vec::new() })
+        Ok(Prover { geometry, hasher: hasher.clone(), unpacker, plain: Vec::new(), blocks: Vec::new(), proven: Vec::new(), proven_blocks: Vec::new() })
     }
 
     /// Unpacks a frame's payload into the front of `room`; the size is our header's word, never zstd's.
@@ -41,23 +45,42 @@ impl Prover {
         Ok(())
     }
 
-    /// Proves a frame whose plain bytes are `plain`, entering what is proven into the draft. Returns the
-    /// extents that the replica's own content did not complete to their digest: they rotted, or they
-    /// changed under us. An extent that came whole and does not match is damage on the way: an error.
-    pub fn prove(&mut self, data: &Data<'_>, plain: &[u8], target: &mut Target, draft: &mut Draft) -> Result<Vec<ExtentIndex>> {
-        let mut parted = Vec::new();
+    /// Proves a frame whose plain bytes are `plain`. Returns the extents that the replica's own content
+    /// did not complete to their digest: they rotted, or they changed under us. An extent that came whole
+    /// and does not match is damage on the way: an error. The draft learns of the frame only when all of
+    /// it is proven, since a frame is kept or dropped as a whole: a draft that knew half of a dropped
+    /// frame would claim, in the hints of a first copy, what was never written.
+    ///
+    /// `journaled`: the device does not hold what the draft says, the journal does. Single blocks of an
+    /// extent that the journal changes already prove nothing against the device, and count as unproven.
+    pub fn prove(&mut self, data: &Data<'_>, plain: &[u8], target: &mut Target, draft: &mut Draft, journaled: bool) -> Result<Vec<ExtentIndex>> {
+        let (mut parted, mut unproven) = (Vec::new(), Vec::new());
+        self.proven.clear();
+        self.proven_blocks.clear();
         let mut at = 0;
         for line in data.lines() {
             let bytes = line.plain_bytes(&self.geometry);
             if line.is_whole(&self.geometry) {
                 self.check_whole(&line, &plain[at..at + bytes])?;
-                draft.set(line.extent, &line.digest, &self.blocks)?;
+                self.keep(&line);
+            } else if journaled && draft.entry(line.extent)?.digest != draft.base().entry(line.extent)?.digest {
+                unproven.push(line.extent);
             } else {
                 parted.push((line, at));
             }
             at += bytes;
         }
-        self.complete(&parted, plain, target, draft)
+        unproven.extend(self.complete(&parted, plain, target)?);
+        if unproven.is_empty() {
+            for (extent, digest, blocks) in &self.proven {
+                draft.set(*extent, digest, &self.proven_blocks[blocks.clone()])?;
+            }
+        }
+        Ok(unproven)
+    }
+
+    fn keep(&mut self, line: &ExtentLine<'_>) {
+        keep(&mut self.proven, &mut self.proven_blocks, line, &self.blocks);
     }
 
     /// Proves an extent that came whole; its blocks' digests are in `self.blocks` afterwards.
@@ -69,10 +92,11 @@ impl Prover {
     }
 
     /// Proves the extents of which only some blocks came.
-    fn complete(&mut self, parted: &[(ExtentLine<'_>, usize)], plain: &[u8], target: &mut Target, draft: &mut Draft) -> Result<Vec<ExtentIndex>> {
+    fn complete(&mut self, parted: &[(ExtentLine<'_>, usize)], plain: &[u8], target: &mut Target) -> Result<Vec<ExtentIndex>> {
         let extents: Vec<ExtentIndex> = parted.iter().map(|(line, _)| line.extent).collect();
         let mut unproven = Vec::new();
         let (geometry, hasher, blocks) = (self.geometry, &self.hasher, &mut self.blocks);
+        let (proven, proven_blocks) = (&mut self.proven, &mut self.proven_blocks);
         target.read_extents(&extents, &mut |extent, held| {
             // Extents of a frame are in order, so each is found by its number.
             let Ok(found) = parted.binary_search_by_key(&extent, |(line, _)| line.extent) else { return Ok(()) };
@@ -84,11 +108,11 @@ impl Prover {
                 from += bytes;
             }
             if hasher.extent(held, blocks) == line.digest {
-                draft.set(extent, &line.digest, blocks)
+                keep(proven, proven_blocks, line, blocks);
             } else {
                 unproven.push(extent);
-                Ok(())
             }
+            Ok(())
         })?;
         Ok(unproven)
     }
@@ -149,6 +173,12 @@ impl Prover {
         }
         Ok(())
     }
+}
+
+fn keep(proven: &mut Vec<(ExtentIndex, Digest, Range<usize>)>, proven_blocks: &mut Vec<Digest>, line: &ExtentLine<'_>, blocks: &[Digest]) {
+    let start = proven_blocks.len();
+    proven_blocks.extend_from_slice(blocks);
+    proven.push((line.extent, line.digest, start..proven_blocks.len()));
 }
 
 /// Where the blocks of a frame belong on the device, neighbours joined.

@@ -19,7 +19,7 @@ use crate::error::{Error, Kind, Result};
 use crate::extent::Geometry;
 use crate::format::journal::Belongs;
 use crate::format::stream::{Frame, FrameKind, Message, Seal};
-use crate::state::manifest::{self, Draft, Manifest};
+use crate::state::manifest::{self, Damage, Draft, Manifest};
 use crate::state::{JOURNAL, ReplicaRecord, Stage};
 
 /// What a replica holds beside its committed generation.
@@ -73,7 +73,7 @@ pub fn finish_applying(site: &dyn Site, record: &mut ReplicaRecord, target: &mut
 pub fn find_overlay(site: &dyn Site, record: &mut ReplicaRecord, target: &mut Target) -> Result<Found> {
     let geometry = record.geometry()?;
     let hasher = Hasher::new(record.algorithm, &record.secret);
-    let base = manifest::load(site.files(), record.generation, &record.root, &geometry, &hasher)?;
+    let base = manifest::load(site.files(), record.generation, &record.root, &geometry, &hasher, Damage::Refuse)?;
     let Some(journal) = site.open_journal()? else { return Ok(Found::Nothing(base)) };
     let Some(base) = base else {
         // Without the manifest under it a journal says nothing; the device is still generation g.
@@ -94,7 +94,7 @@ pub fn find_overlay(site: &dyn Site, record: &mut ReplicaRecord, target: &mut Ta
         Some(seal) if seal.root == draft.root()? && seal.generation == record.generation + 1 => {
             let commit = Commit { generation: seal.generation, root: seal.root, source_time_ms: seal.source_time_ms };
             committer::commit_journal(site, record, &commit, draft, walk.into_disk(), target)?;
-            let base = manifest::load(site.files(), record.generation, &record.root, &geometry, &hasher)?;
+            let base = manifest::load(site.files(), record.generation, &record.root, &geometry, &hasher, Damage::Refuse)?;
             Ok(Found::Nothing(base))
         }
         _ => {

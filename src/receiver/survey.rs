@@ -114,7 +114,7 @@ pub fn list_manifest(wire: &mut Wire, manifest: &mut Manifest) -> Result<()> {
             }
         }
     }
-    wire.say(&Message::HaveEnd)
+    Ok(())
 }
 
 /// Lists what an unfinished journal changes over its base: digests alone, since such an extent has to
