@@ -453,7 +453,7 @@ fn install(folder: &Path) -> Result<()> {
     let files = HostFiles::new(folder);
     let Some(record) = SourceRecord::load(&files)? else { return Ok(()) };
     let hasher = Hasher::new(record.algorithm, &record.secret);
-    manifest::load(&files, record.generation, &record.root, &record.geometry()?, &hasher).map(drop)
+    manifest::load(&files, record.generation, &record.root, &record.geometry()?, &hasher, Damage::Refuse).map(drop)
 }
 
 fn leftover(what: What, place: &Path, story: String, remedy: &str, cure: Cure) -> Leftover {
