@@ -20,7 +20,7 @@ use crate::progress::Progress;
 use crate::receiver::{self, Received};
 use crate::ring::Choice;
 use crate::sender::{self, Compress, Order, Outcome, Pass};
-use crate::state::{HostFiles, StateDir};
+use crate::state::{HostFiles, Lock, StateDir};
 use crate::transport::stream::Stream;
 use crate::transport::{Wire, memory};
 use std::ops::Range;
@@ -199,6 +199,8 @@ fn in_passing(
     let mut record = passing_record(&origin.path, target, job.wishes())?;
     let folder = job.state.path().join(format!("verify-{}", record.relationship));
     std::fs::create_dir(&folder).context(Kind::Failed, || format!("make {}", folder.display()))?;
+    // Tells a live verification from what a killed one left.
+    let _lock = Lock::take(&folder, "the verification")?;
     let files = HostFiles::new(&folder);
     let result = origin.open(&job.snapshots, None, job.choice).and_then(|mut reading| {
         let (disk, mut watch) = reading.parts();

@@ -1,6 +1,7 @@
 //! Decides what is replicated where: one attempt from the lock to the summary.
 
 mod attempt;
+pub mod doctor;
 mod link;
 mod place;
 mod reading;

@@ -53,7 +53,7 @@ impl HostReplicas {
 }
 
 /// The device must be the one that was paired.
-fn check_identity(record: &ReplicaRecord, identity: &Identity) -> Result<()> {
+pub(super) fn check_identity(record: &ReplicaRecord, identity: &Identity) -> Result<()> {
     if record.target.stable == identity.stable {
         return Ok(());
     }

@@ -4,7 +4,7 @@ use crate::digest::{Algorithm, Digest, SECRET_BYTES};
 use crate::disk::identity::{self, Identity};
 use crate::error::{Context, Error, Kind, Result};
 use crate::limits::EXTENT_BYTES_DEFAULT;
-use crate::state::{HostFiles, Lock, ReplicaRecord, Side, SourceRecord, StateDir};
+use crate::state::{HostFiles, Lock, RECORD, ReplicaRecord, Side, SourceRecord, StateDir};
 use std::path::Path;
 use uuid::Uuid;
 
@@ -71,7 +71,10 @@ impl Source {
 fn find(state: &StateDir, identity: &Identity, target: &str, known: Option<Uuid>) -> Result<Option<SourceRecord>> {
     for relationship in state.relationships(Side::Sources)? {
         let files = HostFiles::new(&state.folder(Side::Sources, &relationship));
-        let Some(record) = SourceRecord::load(&files)? else { continue };
+        let Some(record) = SourceRecord::load(&files)? else {
+            forget_unborn(files.folder());
+            continue;
+        };
         // An image file may be written anew under its name; a device is the one it is.
         let same_source = record.source.stable == identity.stable || !identity.is_device && record.source.path == identity.path;
         if same_source && (record.target == target || known == Some(relationship)) {
@@ -79,6 +82,17 @@ fn find(state: &StateDir, identity: &Identity, target: &str, known: Option<Uuid>
         }
     }
     Ok(None)
+}
+
+/// Removes the folder of a run that was killed between making it and its first record: no later run would
+/// find it again. A live one holds the lock; one that did not come to its lock yet is left alone.
+fn forget_unborn(folder: &Path) {
+    if folder.join("lock").exists()
+        && let Ok(_lock) = Lock::take(folder, "the pair")
+        && !folder.join(RECORD).exists()
+    {
+        let _ = std::fs::remove_dir_all(folder);
+    }
 }
 
 fn new_record(identity: &Identity, target: &str, wishes: Wishes) -> Result<SourceRecord> {

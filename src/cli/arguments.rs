@@ -84,6 +84,12 @@ pub enum Command {
     /// A commit that was cut is completed first, without the source. As long as nothing is written to the
     /// replica, the source takes the new history over by itself; after that an operator has to decide.
     Promote(PromoteOptions),
+    /// Find what killed or abandoned runs left, and say what completes it
+    ///
+    /// Exit 0 where nothing is left over, 1 where something is. Pairs that a run is using are passed over.
+    /// Nothing here is urgent: the next clone of a pair completes or cleans what is its own; doctor does it
+    /// without the other side.
+    Doctor(DoctorOptions),
     /// Look into a manifest file
     Manifest(ManifestOptions),
     /// The receiving end
@@ -218,6 +224,17 @@ pub struct ResyncOptions {
 pub struct PromoteOptions {
     /// The replica: its path, or its relationship as `status` shows it
     pub replica: String,
+}
+
+/// Options of `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorOptions {
+    /// Complete commits that were cut, and remove files that no run will use
+    #[arg(long)]
+    pub fix: bool,
+    /// Give up what unfinished journals hold, for its room: the next clone sends it again
+    #[arg(long, requires = "fix")]
+    pub drop_journals: bool,
 }
 
 /// Options of `manifest`.

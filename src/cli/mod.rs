@@ -3,6 +3,7 @@
 mod arguments;
 mod bar;
 mod clone;
+mod doctor;
 mod manifest;
 mod output;
 mod promote;
@@ -30,6 +31,7 @@ pub fn main() -> ExitCode {
         Command::Status => status::run(&arguments.common, &output),
         Command::Promote(options) => promote::run(&arguments.common, &options, &output),
         Command::Resync(options) => resync::run(&arguments.common, &options, &output),
+        Command::Doctor(options) => doctor::run(&arguments.common, &options, &output),
         Command::Manifest(options) => manifest::run(&options, &output),
         Command::Receiver(options) => receiver::run(&arguments.common, &options),
         Command::Sender(options) => sender::run(&arguments.common, &options),

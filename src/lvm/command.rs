@@ -41,7 +41,11 @@ impl Tools for Lvm2 {
 
     fn need_device_mapper(&self) -> Result<()> {
         let Ok(drivers) = fs::read_to_string("/proc/misc") else { return Ok(()) }; // then lvm2 will say it
-        if drivers.lines().any(|line| line.ends_with(" device-mapper")) { Ok(()) } else { Err(Error::new(Kind::Snapshot, NO_DEVICE_MAPPER)) }
+        if drivers.lines().any(|line| line.ends_with(" device-mapper")) {
+            Ok(())
+        } else {
+            Err(Error::new(Kind::Snapshot, NO_DEVICE_MAPPER))
+        }
     }
 }
 

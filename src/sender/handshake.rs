@@ -182,7 +182,7 @@ fn seeded(pass: &mut Pass<'_>, geometry: &Geometry, hasher: &Hasher, samples: &[
         if *digest == hasher.zero_extent(geometry.bytes_of(*extent), &mut blocks) {
             continue;
         }
-        let raw = scan.extent(*extent)?;
+        let raw = scan.extent(*extent).map_err(super::at_the_source)?;
         told += 1;
         same += usize::from(hasher.extent(raw.data(), &mut blocks) == *digest);
         scan.recycle(raw);

@@ -135,7 +135,7 @@ fn replicate(pass: &mut Pass<'_>, wire: &mut Wire, agreed: &mut Agreed, geometry
     let mut ranges = Vec::new();
     let mut marked = 0;
 
-    while let Some(piece) = scan.next_piece()? {
+    while let Some(piece) = scan.next_piece().map_err(at_the_source)? {
         stop_if_asked(pass.progress)?;
         (pass.watch)(Watch::Reading)?;
         let end = match piece {
@@ -195,7 +195,8 @@ fn replicate(pass: &mut Pass<'_>, wire: &mut Wire, agreed: &mut Agreed, geometry
                 pass.progress.enter(Phase::Transfer, geometry.volume_bytes());
                 for extent in extents.into_iter().map(ExtentIndex).filter(|extent| extent.0 < geometry.extents()) {
                     stop_if_asked(pass.progress)?;
-                    let chunk = HashedChunk::new(scan.extent(extent)?, &geometry, hasher, std::mem::take(&mut names));
+                    let chunk =
+                        HashedChunk::new(scan.extent(extent).map_err(at_the_source)?, &geometry, hasher, std::mem::take(&mut names));
                     for extent in chunk.extents(&geometry) {
                         mark_all_blocks(extent.blocks.len(), &mut bitmap);
                         framer.changed(&extent, &bitmap)?;
@@ -252,7 +253,7 @@ fn look(pass: &mut Pass<'_>, wire: &mut Wire, agreed: &mut Agreed, geometry: Geo
     let mut names = Names::default();
     let mut bitmap = Vec::new();
     let mut ranges = Vec::new();
-    while let Some(piece) = scan.next_piece()? {
+    while let Some(piece) = scan.next_piece().map_err(at_the_source)? {
         stop_if_asked(pass.progress)?;
         (pass.watch)(Watch::Reading)?;
         match piece {
@@ -327,6 +328,14 @@ impl Differences<'_> {
         if !range.is_empty() {
             (self.report)(range);
         }
+    }
+}
+
+/// A source that cannot be read is no fault of the replica or its journal, which `Storage` speaks of.
+fn at_the_source(cause: Error) -> Error {
+    match cause.kind() {
+        Kind::Storage => Error::because(Kind::Failed, "read the source", cause),
+        _ => cause,
     }
 }
 
