@@ -68,6 +68,8 @@ pub const JOURNAL_RESERVE_BYTES: u64 = 16 << 20;
 
 /// Extents of one manifest page: with 64 KiB extents a page is 20 KiB and covers 16 MiB.
 pub const PAGE_EXTENTS: usize = 256;
+/// Zero pages of a manifest that a direct copy forgets with one sync: with 64 KiB extents the 256 MiB of a checkpoint.
+pub const FORGET_PAGES: u64 = 16;
 /// Manifest pages held in memory by one reader or writer.
 pub const PAGES_CACHED: usize = 4;
 

@@ -101,7 +101,7 @@ impl Snapshot {
         Ok(Fill { percent: pool_percent(&self.volume.pool()?), invalid: !row.active })
     }
 
-    /// One look while the snapshot is being read, every [`SNAPSHOT_WATCH`] or so: gives it more room
+    /// One look while the snapshot is being read, every [`SNAPSHOT_WATCH`](crate::limits::SNAPSHOT_WATCH) or so: gives it more room
     /// when it needs some and the policy allows it. An overflow is an error.
     pub fn watch(&self) -> Result<Fill> {
         let fill = self.fill()?;
