@@ -154,7 +154,8 @@ fn with_source(
     on_difference: &mut OnDifference<'_>,
 ) -> Result<Report> {
     let mut disk = RawDisk::open(path, Access::Read, job.choice)?;
-    let mut source = Source::open(&job.state, path, pair.label, pair.known, job.wishes())?;
+    let remember = job.purpose == Purpose::Replicate;
+    let mut source = Source::open(&job.state, path, pair.label, pair.known, job.wishes(), remember)?;
     let compress = job.compress.unwrap_or(if matches!(job.target, Place::Local(_)) && matches!(job.source, Place::Local(_)) {
         Compress::None
     } else {
