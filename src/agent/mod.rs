@@ -6,7 +6,7 @@ mod place;
 mod replicas;
 mod sources;
 
-pub use attempt::{Job, Report, clone, serve_sender, stdio, verify};
+pub use attempt::{Job, Report, clone, excuse, serve_sender, stdio, verify};
 pub use link::Remote;
 pub use place::Place;
 pub use replicas::{HostReplicas, find_replica};
