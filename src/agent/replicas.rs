@@ -9,7 +9,7 @@ use crate::error::{Error, Kind, Result};
 use crate::format::stream::{Hello, Purpose};
 use crate::receiver::{Replicas, Site};
 use crate::ring::Choice;
-use crate::state::{Files, HostFiles, JOURNAL, Lock, ReplicaRecord, Side, StateDir};
+use crate::state::{Files, HostFiles, JOURNAL, Lock, MANIFEST, NEXT, RECORD, ReplicaRecord, Side, StateDir};
 use std::path::{Path, PathBuf};
 
 /// Targets named by their path: for local clones and for `receiver --stdio`, whose caller already has
@@ -66,6 +66,20 @@ fn check_identity(record: &ReplicaRecord, identity: &Identity) -> Result<()> {
     Err(Error::new(Kind::Refused, message))
 }
 
+/// A mistyped device must not become a file in memory that is lost with the next boot.
+fn check_makeable(path: &Path) -> Result<()> {
+    if path.starts_with("/dev") && !path.starts_with("/dev/shm") {
+        let message = format!("{} does not exist, and no image file is made in /dev: `lsblk` shows how devices are called now", path.display());
+        return Err(Error::new(Kind::Refused, message));
+    }
+    Ok(())
+}
+
+/// Gives up what was paired. The record goes first: without it nothing of the rest is believed.
+fn forget(files: &HostFiles) -> Result<()> {
+    [RECORD, JOURNAL, NEXT, MANIFEST].into_iter().try_for_each(|name| files.remove(name))
+}
+
 /// A target without a record may only be taken when nothing on it can be missed.
 fn check_first_use(path: &Path, identity: &Identity, choice: Choice) -> Result<()> {
     guard::no_signature(path)?;
@@ -87,14 +101,22 @@ impl Replicas for HostReplicas {
         let replicate = hello.purpose == Purpose::Replicate;
         let identity = path.exists().then(|| identity::of(&path)).transpose()?;
         let mut lock = None;
-        if folder.join(crate::state::RECORD).exists() {
+        if folder.join(RECORD).exists() {
             lock = Some(Lock::take(&folder, &format!("the replica {}", path.display()))?);
         }
-        let record = ReplicaRecord::load(&HostFiles::new(&folder))?;
+        let files = HostFiles::new(&folder);
+        let mut record = ReplicaRecord::load(&files)?;
+        if identity.is_none() {
+            check_makeable(&path)?;
+        }
         if let (Some(identity), true) = (&identity, hello.purpose != Purpose::Verify) {
             self.check_claims(hello, identity)?;
             if replicate {
                 guard::not_in_use(&path)?;
+            }
+            if replicate && hello.overwrite && record.as_ref().is_some_and(|record| record.target.stable != identity.stable) {
+                forget(&files)?;
+                record = None;
             }
             match &record {
                 Some(record) => check_identity(record, identity)?,
@@ -102,11 +124,15 @@ impl Replicas for HostReplicas {
                 None => {}
             }
         }
+        // A device is never made anew: one that is away may come back.
+        if replicate && hello.overwrite && identity.is_none() && record.is_some_and(|record| !record.target.is_device) {
+            forget(&files)?;
+        }
         if replicate && lock.is_none() {
             self.state.files(Side::Replicas, &hello.relationship)?;
             lock = Some(Lock::take(&folder, &format!("the replica {}", path.display()))?);
         }
-        Ok(Box::new(HostSite { name: path.display().to_string(), path, files: HostFiles::new(&folder), choice: self.choice, made: replicate, _lock: lock }))
+        Ok(Box::new(HostSite { name: path.display().to_string(), path, files, choice: self.choice, made: replicate, _lock: lock }))
     }
 }
 
@@ -141,7 +167,7 @@ struct HostSite {
 
 impl Drop for HostSite {
     fn drop(&mut self) {
-        if self.made && !self.files.folder().join(crate::state::RECORD).exists() {
+        if self.made && !self.files.folder().join(RECORD).exists() {
             let _ = std::fs::remove_dir_all(self.files.folder());
         }
     }
