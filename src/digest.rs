@@ -17,7 +17,9 @@ pub const SECRET_BYTES: usize = 192;
 pub type Secret = [u8; SECRET_BYTES];
 
 /// 128 bits that name a content. All zero means "unknown".
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::KnownLayout, zerocopy::Immutable)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Hash, Default, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::KnownLayout, zerocopy::Immutable,
+)]
 #[repr(C)]
 pub struct Digest(pub [u8; 16]);
 

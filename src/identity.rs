@@ -1,8 +1,9 @@
-//! What names a device for good: found by [`crate::disk::identity`], remembered by the records.
+//! What is remembered about a device, so that it is found again under any name. `disk::identity`
+//! reads it off the system; the records of `state` keep it.
 
 use std::path::PathBuf;
 
-/// What is remembered about a volume or replica.
+/// A volume's or replica's device as it was when it was paired.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Identity {
     /// An id that does not change with the device's name.

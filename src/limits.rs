@@ -78,6 +78,26 @@ pub const SEED_SAMPLES: usize = 64;
 
 /// Time limit for helpers such as blkid.
 pub const HELPER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time between asking a helper to end and killing it: lvm2 ends at the next safe point.
+pub const HELPER_STOP_GRACE: Duration = Duration::from_secs(20);
+/// Time limit for one lvm2 command. Scanning hundreds of disks takes seconds; a dead path takes forever.
+pub const LVM_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Smallest COW store of a classic snapshot: a quiet volume still writes its file system's journal.
+pub const COW_BYTES_MIN: u64 = 16 << 20;
+/// Per cent of the volume that a COW store gets while nothing is known of the changes.
+pub const COW_FIRST_PERCENT: u8 = 10;
+/// Per cent from which a classic snapshot is extended: half a store is left for the time until the next look.
+pub const COW_EXTEND_PERCENT: f64 = 50.0;
+/// Per cent of a thin pool's data or metadata above which it gets no snapshot: a full pool stops the origin.
+pub const POOL_PERCENT_MAX: f64 = 95.0;
+/// How often the fill of a snapshot is looked at.
+pub const SNAPSHOT_WATCH: Duration = Duration::from_secs(2);
+/// Times a snapshot that somebody (udev, a scanner) has open for a moment is tried to be removed.
+pub const REMOVE_TRIES: u32 = 20;
+/// Time between two such tries.
+pub const REMOVE_PAUSE: Duration = Duration::from_millis(250);
+
 /// How often a wait looks at the stop flag.
 pub const STOP_POLL: Duration = Duration::from_millis(200);
 /// Time without a byte moved after which a peer counts as gone.

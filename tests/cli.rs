@@ -18,12 +18,26 @@ fn help_names_every_command_and_its_options() {
     let ferry = Ferry::new();
     let ended = Ended::of(Command::new(ferry::PROGRAM).arg("--help").env("COLUMNS", "100").output().unwrap());
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
-    for word in ["clone ", "verify ", "status ", "resync ", "manifest ", "receiver ", "--state-dir <DIR>", "--json", "--io <IO>", "--quiet"] {
+    for word in ["clone ", "verify ", "status ", "resync ", "manifest ", "receiver ", "--state-dir <DIR>", "--json", "--io <IO>", "--quiet"]
+    {
         assert!(ended.stdout.contains(word), "{word} is not in\n{}", ended.stdout);
     }
     assert!(!ended.stdout.contains("sender"), "what only programs run is not for people");
     for (command, words) in [
-        ("clone", &["<SRC>", "<DST>", "--overwrite", "--resync", "--dry-run", "--compress <HOW>", "--hash <NAME>", "--extent-size <SIZE>", "--rsh <COMMAND>"][..]),
+        (
+            "clone",
+            &[
+                "<SRC>",
+                "<DST>",
+                "--overwrite",
+                "--resync",
+                "--dry-run",
+                "--compress <HOW>",
+                "--hash <NAME>",
+                "--extent-size <SIZE>",
+                "--rsh <COMMAND>",
+            ][..],
+        ),
         ("verify", &["--repair", "--rsh <COMMAND>", "--remote-program <COMMAND>"]),
         ("manifest", &["show", "check"]),
         ("receiver", &["--stdio"]),
@@ -264,7 +278,8 @@ fn a_refusal_on_the_other_host_is_told_here() {
 fn nothing_is_drawn_where_there_is_no_terminal() {
     let ferry = Ferry::new();
     let (source, target) = (ferry.image("source", &noise(1, 24 << 20)), ferry.name("target"));
-    for arguments in [&["clone", &source, &target][..], &["clone", &source, &source], &["verify", &source, &target], &["--help"], &["frob"]] {
+    for arguments in [&["clone", &source, &target][..], &["clone", &source, &source], &["verify", &source, &target], &["--help"], &["frob"]]
+    {
         let ended = ferry.run(arguments);
         for text in [&ended.stdout, &ended.stderr] {
             assert!(!text.contains(['\x1b', '\r']), "{text:?}");
@@ -277,7 +292,13 @@ fn nothing_is_drawn_where_there_is_no_terminal() {
 fn a_reader_that_leaves_early_breaks_nothing() {
     let ferry = Ferry::new();
     let (source, target) = (ferry.image("source", &noise(1, 300_000)), ferry.name("target"));
-    for (arguments, code) in [(&["clone", &source, &target, "--json"][..], 0), (&["status"], 0), (&["verify", &source, &target], 0), (&["--help"], 0), (&["frob", "--json"], 2)] {
+    for (arguments, code) in [
+        (&["clone", &source, &target, "--json"][..], 0),
+        (&["status"], 0),
+        (&["verify", &source, &target], 0),
+        (&["--help"], 0),
+        (&["frob", "--json"], 2),
+    ] {
         let mut child = ferry.start(arguments);
         // Closed before the first line is read.
         drop(child.stdout.take());
@@ -300,7 +321,11 @@ fn the_state_directory_is_private_and_chosen_by_option_or_environment() {
     use std::os::unix::fs::PermissionsExt;
     let ferry = Ferry::new();
     let (source, target) = (ferry.image("source", &noise(1, 10_000)), ferry.name("target"));
-    let run = Command::new(ferry::PROGRAM).args(["clone", &source, &target]).env("BLOCKFERRY_STATE_DIR", ferry.path("elsewhere")).output().unwrap();
+    let run = Command::new(ferry::PROGRAM)
+        .args(["clone", &source, &target])
+        .env("BLOCKFERRY_STATE_DIR", ferry.path("elsewhere"))
+        .output()
+        .unwrap();
     assert!(run.status.success());
     assert_eq!(std::fs::metadata(ferry.path("elsewhere")).unwrap().permissions().mode() & 0o777, 0o700);
     let record = ferry.pair("elsewhere", "sources").join("record");

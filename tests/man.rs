@@ -8,7 +8,8 @@ use clap::Command;
 
 /// What roff makes of a text: its minus signs and blanks are written otherwise.
 fn plain(roff: &str) -> String {
-    let text = roff.replace("\\-", "-").replace("\\fB", "").replace("\\fI", "").replace("\\fR", "").replace("\\*(Aq", "'").replace("\\'", "'");
+    let text =
+        roff.replace("\\-", "-").replace("\\fB", "").replace("\\fI", "").replace("\\fR", "").replace("\\*(Aq", "'").replace("\\'", "'");
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
@@ -27,7 +28,10 @@ fn every_option_and_its_help_is_in_the_page_of_its_command() {
         let (_, page) = pages.iter().find(|(file, _)| *file == format!("{name}.1")).unwrap_or_else(|| panic!("no page {name}.1"));
         let page = plain(page);
         for argument in command.get_arguments().filter(|argument| !argument.is_hide_set() && argument.get_id() != "help") {
-            let typed = argument.get_long().map(|long| format!("--{long}")).or_else(|| argument.get_value_names().map(|names| names[0].to_string()));
+            let typed = argument
+                .get_long()
+                .map(|long| format!("--{long}"))
+                .or_else(|| argument.get_value_names().map(|names| names[0].to_string()));
             let typed = typed.unwrap_or_else(|| panic!("{name}: an argument without a name"));
             assert!(page.contains(&typed), "{name}.1 does not name {typed}");
             let help = argument.get_help().unwrap_or_else(|| panic!("{name}: {typed} has no help")).to_string();

@@ -9,11 +9,11 @@
 use super::link::Remote;
 use super::now_ms;
 use super::place::{Place, absolute};
+use super::reading::{Origin, Snapshots, When};
 use super::replicas::HostReplicas;
 use super::sources::{Source, Wishes, passing_record, relationship_of_target};
 use crate::digest::Algorithm;
 use crate::disk::identity;
-use crate::disk::raw::{Access, RawDisk};
 use crate::error::{Context, Error, Kind, Result};
 use crate::format::stream::{Ack, Counts, Mode, Purpose};
 use crate::progress::Progress;
@@ -51,6 +51,8 @@ pub struct Job {
     pub remote: Remote,
     /// Which engine moves the bytes.
     pub choice: Choice,
+    /// Whether and how the source is snapshotted.
+    pub snapshots: Snapshots,
     /// What we remember.
     pub state: StateDir,
 }
@@ -91,7 +93,7 @@ pub fn clone(job: &Job, here: &Progress, there: &Progress, on_difference: &mut O
     match (&job.source, &job.target) {
         (Place::Local(source), Place::Local(target)) => {
             let target = absolute(target)?;
-            refuse_same(source, &target)?;
+            refuse_same(&Origin::find(source)?.path, &target)?;
             let known = relationship_of_target(&job.state, &target)?;
             let label = target.display().to_string();
             let pair = Pair { label: &label, target: &label, known };
@@ -115,7 +117,7 @@ pub fn verify(job: &Job, here: &Progress, there: &Progress, on_difference: &mut 
     match (&job.source, &job.target) {
         (Place::Local(source), Place::Local(target)) => {
             let target = absolute(target)?;
-            refuse_same(source, &target)?;
+            refuse_same(&Origin::find(source)?.path, &target)?;
             in_passing(&job, source, &target.display().to_string(), |pass| local(&job, pass, here, there), here, on_difference)
         }
         (Place::Local(source), Place::Remote { host, path }) => {
@@ -153,27 +155,32 @@ fn with_source(
     progress: &Progress,
     on_difference: &mut OnDifference<'_>,
 ) -> Result<Report> {
-    let mut disk = RawDisk::open(path, Access::Read, job.choice)?;
+    let origin = Origin::find(path)?;
     let remember = job.purpose == Purpose::Replicate;
-    let mut source = Source::open(&job.state, path, pair.label, pair.known, job.wishes(), remember)?;
+    let mut source = Source::open(&job.state, &origin.path, pair.label, pair.known, job.wishes(), remember)?;
     let compress = job.compress.unwrap_or(if matches!(job.target, Place::Local(_)) && matches!(job.source, Place::Local(_)) {
         Compress::None
     } else {
         Compress::Auto
     });
-    let mut pass = Pass {
-        source: &mut disk,
-        files: &source.files,
-        record: &mut source.record,
-        target: pair.target,
-        order: job.order(compress),
-        progress,
-        on_difference,
-    };
-    let result = run(&mut pass);
+    let result = origin.open(&job.snapshots, source.record.changed_bytes, job.choice).and_then(|mut reading| {
+        let (disk, mut watch) = reading.parts();
+        let result = run(&mut Pass {
+            source: disk,
+            files: &source.files,
+            record: &mut source.record,
+            target: pair.target,
+            order: job.order(compress),
+            watch: &mut watch,
+            progress,
+            on_difference,
+        });
+        drop(watch);
+        reading.close(result)
+    });
     // A plan, or a refusal at the first contact, leaves nothing behind.
     let never_paired = source.is_new && source.record.generation == 0;
-    let refused = matches!(&result, Err(error) if matches!(error.kind(), Kind::Refused | Kind::Usage | Kind::Operator));
+    let refused = matches!(&result, Err(error) if matches!(error.kind(), Kind::Refused | Kind::Usage | Kind::Operator | Kind::Snapshot));
     if never_paired && (refused || job.purpose != Purpose::Replicate) {
         source.forget();
     }
@@ -189,21 +196,26 @@ fn in_passing(
     progress: &Progress,
     on_difference: &mut OnDifference<'_>,
 ) -> Result<Report> {
-    let mut disk = RawDisk::open(path, Access::Read, job.choice)?;
-    let mut record = passing_record(path, target, job.wishes())?;
+    let origin = Origin::find(path)?;
+    let mut record = passing_record(&origin.path, target, job.wishes())?;
     let folder = job.state.path().join(format!("verify-{}", record.relationship));
     std::fs::create_dir(&folder).context(Kind::Failed, || format!("make {}", folder.display()))?;
     let files = HostFiles::new(&folder);
-    let mut pass = Pass {
-        source: &mut disk,
-        files: &files,
-        record: &mut record,
-        target,
-        order: job.order(Compress::None),
-        progress,
-        on_difference,
-    };
-    let result = run(&mut pass);
+    let result = origin.open(&job.snapshots, None, job.choice).and_then(|mut reading| {
+        let (disk, mut watch) = reading.parts();
+        let result = run(&mut Pass {
+            source: disk,
+            files: &files,
+            record: &mut record,
+            target,
+            order: job.order(Compress::None),
+            watch: &mut watch,
+            progress,
+            on_difference,
+        });
+        drop(watch);
+        reading.close(result)
+    });
     let _ = std::fs::remove_dir_all(&folder);
     result.map(Report::from)
 }
@@ -247,6 +259,12 @@ fn pull(job: &Job, host: &str, path: &str, target: &Path, progress: &Progress) -
     let mut arguments = vec!["sender", "--stdio", "--target", &target, "--label", &label];
     let flags = [(job.purpose == Purpose::Plan, "--dry-run"), (job.overwrite, "--overwrite"), (job.resync, "--resync")];
     arguments.extend(flags.iter().filter(|(set, _)| *set).map(|(_, flag)| *flag));
+    let snapshot = match job.snapshots.when {
+        When::Auto => "--snapshot=auto",
+        When::Always => "--snapshot=always",
+        When::Never => "--snapshot=never",
+    };
+    arguments.push(snapshot);
     let compress = job.compress.map(|compress| format!("--compress={compress}"));
     let extent = job.extent_bytes.map(|bytes| format!("--extent-size={bytes}"));
     let hash = job.algorithm.map(|algorithm| format!("--hash={}", if algorithm == Algorithm::Blake3 { "blake3" } else { "xxh3" }));
@@ -289,7 +307,9 @@ pub fn excuse(wire: &mut Wire, error: &Error) {
 
 /// A wire over standard input and output.
 pub fn stdio(choice: Choice, progress: &Progress) -> Result<Wire> {
-    let file = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().map(std::fs::File::from).context(Kind::Failed, || "take over standard input and output");
+    let file = |fd: std::os::fd::BorrowedFd<'_>| {
+        fd.try_clone_to_owned().map(std::fs::File::from).context(Kind::Failed, || "take over standard input and output")
+    };
     let (reader, writer) = (file(std::io::stdin().as_fd())?, file(std::io::stdout().as_fd())?);
     let stream = Stream::new("the other end".to_owned(), reader, writer, choice, Arc::clone(&progress.stop))?;
     Wire::new(Box::new(stream))

@@ -3,12 +3,14 @@
 mod attempt;
 mod link;
 mod place;
+mod reading;
 mod replicas;
 mod sources;
 
 pub use attempt::{Job, Report, clone, excuse, serve_sender, stdio, verify};
 pub use link::Remote;
 pub use place::Place;
+pub use reading::{Snapshots, When, will_snapshot};
 pub use replicas::{HostReplicas, find_replica};
 
 /// Milliseconds since 1970.

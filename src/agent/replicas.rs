@@ -7,7 +7,7 @@ use crate::disk::raw::{Access, RawDisk};
 use crate::disk::{Disk, guard};
 use crate::error::{Error, Kind, Result};
 use crate::format::stream::{Hello, Purpose};
-use crate::receiver::{Replicas, Site};
+use crate::receiver::{Replicas, Site, promotion};
 use crate::ring::Choice;
 use crate::state::{Files, HostFiles, JOURNAL, Lock, MANIFEST, NEXT, RECORD, ReplicaRecord, Side, StateDir};
 use std::path::{Path, PathBuf};
@@ -43,6 +43,7 @@ impl HostReplicas {
                 );
                 return Err(Error::new(Kind::Refused, message));
             }
+            check_not_promoted(&record)?;
             if hello.purpose == Purpose::Replicate {
                 let _lock = Lock::take(files.folder(), &format!("the replica {}", identity.path.display()))?;
                 let _ = std::fs::remove_dir_all(files.folder());
@@ -69,10 +70,23 @@ fn check_identity(record: &ReplicaRecord, identity: &Identity) -> Result<()> {
 /// A mistyped device must not become a file in memory that is lost with the next boot.
 fn check_makeable(path: &Path) -> Result<()> {
     if path.starts_with("/dev") && !path.starts_with("/dev/shm") {
-        let message = format!("{} does not exist, and no image file is made in /dev: `lsblk` shows how devices are called now", path.display());
+        let message =
+            format!("{} does not exist, and no image file is made in /dev: `lsblk` shows how devices are called now", path.display());
         return Err(Error::new(Kind::Refused, message));
     }
     Ok(())
+}
+
+/// What was written since a promotion is thrown away only under its own name, never in passing (I6).
+fn check_not_promoted(record: &ReplicaRecord) -> Result<()> {
+    if record.promotion.is_none() {
+        return Ok(());
+    }
+    let (path, name) = (record.target.path.display(), promotion::name_of(record));
+    let message = format!(
+        "{path} was promoted: --overwrite does not give that up. On the replica's host: `blockferry resync --discard {name} {path}`"
+    );
+    Err(Error::new(Kind::Operator, message))
 }
 
 /// Gives up what was paired. The record goes first: without it nothing of the rest is believed.
@@ -88,7 +102,8 @@ fn check_first_use(path: &Path, identity: &Identity, choice: Choice) -> Result<(
     }
     let mut file = RawDisk::open(path, Access::Read, choice)?;
     if identity.bytes > 0 && file.data_range(0)?.is_some() {
-        let message = format!("{} exists and holds data: --overwrite if it may be lost (blocks that are equal already are kept)", path.display());
+        let message =
+            format!("{} exists and holds data: --overwrite if it may be lost (blocks that are equal already are kept)", path.display());
         return Err(Error::new(Kind::Refused, message));
     }
     Ok(())
@@ -114,7 +129,8 @@ impl Replicas for HostReplicas {
             if replicate {
                 guard::not_in_use(&path)?;
             }
-            if replicate && hello.overwrite && record.as_ref().is_some_and(|record| record.target.stable != identity.stable) {
+            if let Some(old) = record.as_ref().filter(|record| replicate && hello.overwrite && record.target.stable != identity.stable) {
+                check_not_promoted(old)?;
                 forget(&files)?;
                 record = None;
             }
@@ -125,7 +141,8 @@ impl Replicas for HostReplicas {
             }
         }
         // A device is never made anew: one that is away may come back.
-        if replicate && hello.overwrite && identity.is_none() && record.is_some_and(|record| !record.target.is_device) {
+        if let (true, None, Some(old)) = (replicate && hello.overwrite, &identity, record.filter(|record| !record.target.is_device)) {
+            check_not_promoted(&old)?;
             forget(&files)?;
         }
         if replicate && lock.is_none() {
@@ -147,7 +164,8 @@ pub fn find_replica(state: &StateDir, name: &str, choice: Choice) -> Result<(Box
         if by_identity || name.parse() == Ok(relationship) || record.target.path == Path::new(name) {
             let lock = Lock::take(&folder, &format!("the replica {}", record.target.path.display()))?;
             let path = record.target.path.clone();
-            let site = HostSite { name: path.display().to_string(), path, files: HostFiles::new(&folder), choice, made: false, _lock: Some(lock) };
+            let site =
+                HostSite { name: path.display().to_string(), path, files: HostFiles::new(&folder), choice, made: false, _lock: Some(lock) };
             return Ok((Box::new(site), record));
         }
     }

@@ -98,6 +98,7 @@ fn new_record(identity: &Identity, target: &str, wishes: Wishes) -> Result<Sourc
         algorithm: wishes.algorithm.unwrap_or(Algorithm::Xxh3),
         secret,
         source_time_ms: 0,
+        changed_bytes: None,
     })
 }
 
@@ -111,8 +112,12 @@ fn check_wishes(record: &SourceRecord, wishes: Wishes) -> Result<()> {
         Err(Error::new(Kind::Usage, format!("this pair was made with {what} {has}, which cannot change: leave the option out")))
     };
     match wishes {
-        Wishes { extent_bytes: Some(bytes), .. } if bytes != record.extent_bytes => fixed("extents of", format!("{} bytes", record.extent_bytes)),
-        Wishes { algorithm: Some(algorithm), .. } if algorithm != record.algorithm => fixed("the digest", format!("{:?}", record.algorithm)),
+        Wishes { extent_bytes: Some(bytes), .. } if bytes != record.extent_bytes => {
+            fixed("extents of", format!("{} bytes", record.extent_bytes))
+        }
+        Wishes { algorithm: Some(algorithm), .. } if algorithm != record.algorithm => {
+            fixed("the digest", format!("{:?}", record.algorithm))
+        }
         _ => Ok(()),
     }
 }

@@ -1,9 +1,10 @@
 //! What may be typed. The help texts here are the only place where options are described; the man page
 //! is made from them.
 
-use crate::agent::Place;
+use crate::agent::{Place, Snapshots, When};
 use crate::digest::Algorithm;
 use crate::limits::EXTENT_BYTES_DEFAULT;
+use crate::lvm::{CowSize, Policy, Room};
 use crate::ring::Choice;
 use crate::sender::Compress;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -78,6 +79,11 @@ pub enum Command {
     Status,
     /// Distrust a replica's manifest: the next clone reads the replica anew and sends what differs
     Resync(ResyncOptions),
+    /// Make a replica usable without its source: it begins a history of its own
+    ///
+    /// A commit that was cut is completed first, without the source. As long as nothing is written to the
+    /// replica, the source takes the new history over by itself; after that an operator has to decide.
+    Promote(PromoteOptions),
     /// Look into a manifest file
     Manifest(ManifestOptions),
     /// The receiving end
@@ -96,6 +102,46 @@ pub struct RemoteOptions {
     /// How blockferry is called on the other host, options included
     #[arg(long, value_name = "COMMAND", default_value = "blockferry")]
     pub remote_program: String,
+}
+
+/// How the source is read.
+#[derive(Debug, Args)]
+pub struct SnapshotOptions {
+    /// Whether to read a snapshot of SRC, made for this run and removed after it: auto makes one of a logical volume in use
+    #[arg(long, value_enum, default_value_t = SnapshotWhen::Auto, value_name = "WHEN")]
+    pub snapshot: SnapshotWhen,
+    /// Room for a classic snapshot: changed:2x (twice what changed last time), origin:10%, free:50% or fixed:8GiB
+    #[arg(long, value_name = "POLICY")]
+    pub snapshot_size: Option<CowSize>,
+    /// What a snapshot leaves free in the volume group: 5% of it, or 8GiB
+    #[arg(long, value_name = "ROOM")]
+    pub snapshot_keep_free: Option<Room>,
+}
+
+/// Whether a snapshot is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SnapshotWhen {
+    /// Of a logical volume in use
+    Auto,
+    /// Always; an error where SRC is no logical volume
+    Always,
+    /// Never: SRC is known to be quiet
+    Never,
+}
+
+impl SnapshotOptions {
+    /// The policy these words describe.
+    pub fn policy(&self) -> Snapshots {
+        let when = match self.snapshot {
+            SnapshotWhen::Auto => When::Auto,
+            SnapshotWhen::Always => When::Always,
+            SnapshotWhen::Never => When::Never,
+        };
+        let mut policy = Policy::default();
+        policy.size = self.snapshot_size.unwrap_or(policy.size);
+        policy.min_vg_free = self.snapshot_keep_free.unwrap_or(policy.min_vg_free);
+        Snapshots { when, policy }
+    }
 }
 
 /// How a pass is run.
@@ -131,6 +177,9 @@ pub struct CloneOptions {
     /// How the pass is run.
     #[command(flatten)]
     pub pass: PassOptions,
+    /// How the source is read.
+    #[command(flatten)]
+    pub snapshot: SnapshotOptions,
     /// How to reach another host.
     #[command(flatten)]
     pub remote: RemoteOptions,
@@ -146,6 +195,9 @@ pub struct VerifyOptions {
     /// Send what differs, and nothing else
     #[arg(long)]
     pub repair: bool,
+    /// How the source is read.
+    #[command(flatten)]
+    pub snapshot: SnapshotOptions,
     /// How to reach another host.
     #[command(flatten)]
     pub remote: RemoteOptions,
@@ -154,6 +206,16 @@ pub struct VerifyOptions {
 /// Options of `resync`.
 #[derive(Debug, Args)]
 pub struct ResyncOptions {
+    /// The replica: its path, or its relationship as `status` shows it
+    pub replica: String,
+    /// Throw away what was written since the promotion that the replica's message names
+    #[arg(long, value_name = "EPOCH:GENERATION")]
+    pub discard: Option<String>,
+}
+
+/// Options of `promote`.
+#[derive(Debug, Args)]
+pub struct PromoteOptions {
     /// The replica: its path, or its relationship as `status` shows it
     pub replica: String,
 }
@@ -206,6 +268,9 @@ pub struct SenderOptions {
     /// How the pass is run.
     #[command(flatten)]
     pub pass: PassOptions,
+    /// How the source is read.
+    #[command(flatten)]
+    pub snapshot: SnapshotOptions,
 }
 
 /// The digests.

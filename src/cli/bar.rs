@@ -71,7 +71,9 @@ impl Display {
     fn new(json: bool, terminal: bool) -> Display {
         let bar = terminal.then(|| {
             let bar = ProgressBar::new(0);
-            let style = ProgressStyle::with_template("{prefix:>11} {wide_bar} {percent:>3}% {bytes}/{total_bytes} {binary_bytes_per_sec} {eta} {msg}");
+            let style = ProgressStyle::with_template(
+                "{prefix:>11} {wide_bar} {percent:>3}% {bytes}/{total_bytes} {binary_bytes_per_sec} {eta} {msg}",
+            );
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar
         });

@@ -1,6 +1,6 @@
 //! `blockferry clone SRC DST`.
 
-use super::arguments::{CloneOptions, Common, PassOptions, RemoteOptions};
+use super::arguments::{CloneOptions, Common, PassOptions, RemoteOptions, SnapshotOptions};
 use super::bar::Bar;
 use super::output::Output;
 use super::signals;
@@ -14,8 +14,8 @@ use std::time::Instant;
 
 /// Runs one clone, or says what it would do.
 pub fn run(common: &Common, options: &CloneOptions, output: &Output) -> Result<()> {
-    let job = job(common, &options.src, &options.dst, Some(&options.pass), &options.remote)?;
-    warn_if_live(&options.src, output);
+    let job = job(common, &options.src, &options.dst, Some(&options.pass), &options.snapshot, &options.remote)?;
+    warn_if_live(&job, output);
     let stop = signals::stop_flag()?;
     let (here, there) = (Progress::new(stop.clone()), Progress::new(stop));
     let began = Instant::now();
@@ -28,7 +28,14 @@ pub fn run(common: &Common, options: &CloneOptions, output: &Output) -> Result<(
 }
 
 /// The job that the options describe.
-pub fn job(common: &Common, src: &Place, dst: &Place, pass: Option<&PassOptions>, remote: &RemoteOptions) -> Result<Job> {
+pub fn job(
+    common: &Common,
+    src: &Place,
+    dst: &Place,
+    pass: Option<&PassOptions>,
+    snapshot: &SnapshotOptions,
+    remote: &RemoteOptions,
+) -> Result<Job> {
     Ok(Job {
         source: src.clone(),
         target: dst.clone(),
@@ -40,6 +47,7 @@ pub fn job(common: &Common, src: &Place, dst: &Place, pass: Option<&PassOptions>
         algorithm: pass.and_then(|pass| pass.hash).map(Into::into),
         remote: Remote { shell: remote.rsh.clone(), program: remote.remote_program.clone() },
         choice: common.io.into(),
+        snapshots: snapshot.policy(),
         state: state_dir(common)?,
     })
 }
@@ -49,11 +57,12 @@ pub fn state_dir(common: &Common) -> Result<StateDir> {
     StateDir::open(&common.state_dir.clone().unwrap_or_else(StateDir::default_path))
 }
 
-/// A mounted source changes while it is read: the replica then mixes moments. Not silently.
-pub fn warn_if_live(source: &Place, output: &Output) {
-    if let Place::Local(path) = source
+/// A mounted source that is read without a snapshot changes meanwhile: the replica then mixes moments. Not silently.
+pub fn warn_if_live(job: &Job, output: &Output) {
+    if let Place::Local(path) = &job.source
+        && !agent::will_snapshot(path, &job.snapshots)
         && let Ok(Some(at)) = guard::mounted_at(path)
     {
-        output.warn(&format!("{} is mounted at {at} and may change while it is read; what arrives then mixes moments. Read a snapshot of it instead", path.display()));
+        output.warn(&format!("{} is mounted at {at} and may change while it is read; what arrives then mixes moments. Use a logical volume, of which a snapshot can be made, or unmount it", path.display()));
     }
 }

@@ -55,7 +55,12 @@ fn show(file: &Path, output: &Output) -> Result<()> {
     output.text(format!("generation   {} ({})", about.generation, if about.sealed { "sealed" } else { "not sealed" }));
     output.text(format!("root         {}", about.root));
     output.text(format!("volume       {} ({} bytes)", HumanBytes(about.geometry.volume_bytes()), about.geometry.volume_bytes()));
-    output.text(format!("extents      {} of {}, {:?} digests", about.geometry.extents(), HumanBytes(about.geometry.extent_bytes() as u64), about.algorithm));
+    output.text(format!(
+        "extents      {} of {}, {:?} digests",
+        about.geometry.extents(),
+        HumanBytes(about.geometry.extent_bytes() as u64),
+        about.algorithm
+    ));
     output.text(format!("pages        {} ({stored} stored, {zero} all zero, {unknown} unknown)", layout.pages));
     Ok(())
 }
@@ -65,7 +70,12 @@ fn check(file: &Path, output: &Output) -> Result<()> {
     let secret = match (SourceRecord::load(&files), ReplicaRecord::load(&files)) {
         (Ok(Some(record)), _) => record.secret,
         (_, Ok(Some(record))) => record.secret,
-        _ => return Err(Error::new(Kind::Usage, format!("no record lies beside {}: it has the secret that its digests are made with", file.display()))),
+        _ => {
+            return Err(Error::new(
+                Kind::Usage,
+                format!("no record lies beside {}: it has the secret that its digests are made with", file.display()),
+            ));
+        }
     };
     let mut manifest = open(file, &secret)?;
     manifest.check().map_err(|error| error.with_kind(Kind::Differs))?;

@@ -5,6 +5,7 @@ mod bar;
 mod clone;
 mod manifest;
 mod output;
+mod promote;
 mod receiver;
 mod resync;
 mod sender;
@@ -31,6 +32,7 @@ pub fn main() -> ExitCode {
         Command::Clone(options) => clone::run(&arguments.common, &options, &output),
         Command::Verify(options) => verify::run(&arguments.common, &options, &output),
         Command::Status => status::run(&arguments.common, &output),
+        Command::Promote(options) => promote::run(&arguments.common, &options, &output),
         Command::Resync(options) => resync::run(&arguments.common, &options, &output),
         Command::Manifest(options) => manifest::run(&options, &output),
         Command::Receiver(options) => receiver::run(&arguments.common, &options),

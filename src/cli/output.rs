@@ -92,7 +92,9 @@ impl Output {
 
     /// The end: the error, if any, once, and the exit code.
     pub fn finish(&self, result: Result<()>) -> u8 {
-        let result = result.and_then(|()| UNPRINTED.get().map_or(Ok(()), |cause| Err(Error::because(Kind::Failed, "print the result", cause.to_string()))));
+        let result = result.and_then(|()| {
+            UNPRINTED.get().map_or(Ok(()), |cause| Err(Error::because(Kind::Failed, "print the result", cause.to_string())))
+        });
         let code = match &result {
             Ok(()) => 0,
             Err(error) if error.kind() == Kind::Interrupted => signals::exit_code(),

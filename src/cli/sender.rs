@@ -13,7 +13,7 @@ pub fn run(common: &Common, options: &SenderOptions) -> Result<()> {
     // Neither end is reached through a shell from here.
     let remote = RemoteOptions { rsh: String::new(), remote_program: String::new() };
     let target = Place::Remote { host: String::new(), path: options.target.clone() };
-    let job = job(common, &Place::Local(options.source.clone()), &target, Some(&options.pass), &remote)?;
+    let job = job(common, &Place::Local(options.source.clone()), &target, Some(&options.pass), &options.snapshot, &remote)?;
     agent::serve_sender(&job, &options.target, &options.label, &progress)?;
     Ok(())
 }

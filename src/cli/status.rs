@@ -36,13 +36,18 @@ fn show_source(record: &SourceRecord, output: &Output) {
             "generation": record.generation, "source_time": time(record.source_time_ms),
         })
     });
-    let at = if record.generation == 0 { "not yet copied".to_owned() } else { format!("generation {} of {}", record.generation, time(record.source_time_ms)) };
+    let at = if record.generation == 0 {
+        "not yet copied".to_owned()
+    } else {
+        format!("generation {} of {}", record.generation, time(record.source_time_ms))
+    };
     output.text(format!("source  {} → {}: {at}", record.source.path.display(), record.target));
     output.text(format!("        relationship {}", record.relationship));
 }
 
 fn show_replica(record: &ReplicaRecord, state: &StateDir, output: &Output) {
     let stage = match (&record.stage, record.rehash) {
+        _ if record.promotion.is_some() => "promoted: its source is not followed while this stands",
         (Stage::Initializing, _) => "initializing: the first copy is not complete; run the clone again",
         (Stage::Applying { .. }, _) => "applying: cut while committing; the next clone completes it",
         (Stage::Clean, true) => "clean, to be read anew by the next clone",
@@ -56,7 +61,11 @@ fn show_replica(record: &ReplicaRecord, state: &StateDir, output: &Output) {
             "state": state.folder(Side::Replicas, &record.relationship),
         })
     });
-    let at = if record.generation == 0 { String::new() } else { format!("generation {} of {}, ", record.generation, time(record.source_time_ms)) };
+    let at = if record.generation == 0 {
+        String::new()
+    } else {
+        format!("generation {} of {}, ", record.generation, time(record.source_time_ms))
+    };
     output.text(format!("replica {} ← {}: {at}{stage}", record.target.path.display(), record.source));
     if record.healed_extents > 0 {
         output.text(format!("        {} extents had rotted and were healed", record.healed_extents));

@@ -15,8 +15,8 @@ use std::time::Instant;
 
 /// Compares; with `--repair` sends what differs.
 pub fn run(common: &Common, options: &VerifyOptions, output: &Output) -> Result<()> {
-    let mut job = job(common, &options.src, &options.dst, None, &options.remote)?;
-    warn_if_live(&options.src, output);
+    let mut job = job(common, &options.src, &options.dst, None, &options.snapshot, &options.remote)?;
+    warn_if_live(&job, output);
     let stop = signals::stop_flag()?;
     let (here, there) = (Progress::new(stop.clone()), Progress::new(stop));
     let began = Instant::now();

@@ -739,16 +739,18 @@ impl Message {
             FrameKind::Begin => Message::Begin(Begin { generation: r.u64()?, source_time_ms: r.u64()? }),
             FrameKind::Zero => Message::Zero { first: r.u64()?, count: r.u64()? },
             FrameKind::Mark => Message::Mark(r.u64()?),
-            FrameKind::End => {
-                Message::End(End { generation: r.u64()?, root: r.digest()?, counts: Counts {
+            FrameKind::End => Message::End(End {
+                generation: r.u64()?,
+                root: r.digest()?,
+                counts: Counts {
                     read_bytes: r.u64()?,
                     changed_extents: r.u64()?,
                     sent_blocks: r.u64()?,
                     plain_bytes: r.u64()?,
                     zero_extents: r.u64()?,
                     wire_bytes: r.u64()?,
-                } })
-            }
+                },
+            }),
             FrameKind::Need => {
                 let count = r.u32()? as usize;
                 if count > NEED_EXTENTS_MAX {
@@ -756,20 +758,13 @@ impl Message {
                 }
                 Message::Need((0..count).map(|_| r.u64()).collect::<Result<_>>()?)
             }
-            FrameKind::Ack => Message::Ack(Ack {
-                generation: r.u64()?,
-                root: r.digest()?,
-                healed_extents: r.u64()?,
-                written_bytes: r.u64()?,
-            }),
+            FrameKind::Ack => {
+                Message::Ack(Ack { generation: r.u64()?, root: r.digest()?, healed_extents: r.u64()?, written_bytes: r.u64()? })
+            }
             FrameKind::Abort => Message::Abort(Refusal { kind: Kind::from_wire(r.u8()?), message: r.string()? }),
-            FrameKind::Seal => Message::Seal(Seal {
-                generation: r.u64()?,
-                root: r.digest()?,
-                frames: r.u64()?,
-                chain: r.u64()?,
-                source_time_ms: r.u64()?,
-            }),
+            FrameKind::Seal => {
+                Message::Seal(Seal { generation: r.u64()?, root: r.digest()?, frames: r.u64()?, chain: r.u64()?, source_time_ms: r.u64()? })
+            }
             FrameKind::Data | FrameKind::Have => return Err(Error::malformed("a data frame is no message")),
         };
         r.finish()?;
@@ -805,7 +800,10 @@ impl Hello {
 }
 
 fn one_of<T: Copy>(code: u8, all: &[T], number: impl Fn(T) -> u8) -> Result<T> {
-    all.iter().copied().find(|value| number(*value) == code).ok_or_else(|| Error::malformed(format!("malformed message: unknown code {code}")))
+    all.iter()
+        .copied()
+        .find(|value| number(*value) == code)
+        .ok_or_else(|| Error::malformed(format!("malformed message: unknown code {code}")))
 }
 
 fn boolean(code: u8) -> Result<bool> {
@@ -824,10 +822,14 @@ pub fn greeting() -> String {
 pub fn agree(line: &str) -> Result<u16> {
     let foreign = || {
         let shown: String = line.chars().take(80).collect();
-        Error::new(Kind::Refused, format!("the peer is not blockferry: it said \"{}\" (does its login shell print something?)", shown.escape_debug()))
+        Error::new(
+            Kind::Refused,
+            format!("the peer is not blockferry: it said \"{}\" (does its login shell print something?)", shown.escape_debug()),
+        )
     };
     let mut words = line.split(' ');
-    let (Some("blockferry"), Some(_), Some("stream"), Some(range), None) = (words.next(), words.next(), words.next(), words.next(), words.next())
+    let (Some("blockferry"), Some(_), Some("stream"), Some(range), None) =
+        (words.next(), words.next(), words.next(), words.next(), words.next())
     else {
         return Err(foreign());
     };
@@ -835,8 +837,11 @@ pub fn agree(line: &str) -> Result<u16> {
     let (low, high): (u16, u16) = (low.parse().map_err(|_| foreign())?, high.parse().map_err(|_| foreign())?);
     let highest = high.min(*VERSIONS.end());
     if highest < low.max(*VERSIONS.start()) {
-        let message =
-            format!("the peer speaks stream versions {low} to {high}, this program {} to {}: update the older one", VERSIONS.start(), VERSIONS.end());
+        let message = format!(
+            "the peer speaks stream versions {low} to {high}, this program {} to {}: update the older one",
+            VERSIONS.start(),
+            VERSIONS.end()
+        );
         return Err(Error::new(Kind::Refused, message));
     }
     Ok(highest)

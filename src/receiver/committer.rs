@@ -21,7 +21,7 @@ use crate::extent::Geometry;
 use crate::failpoint;
 use crate::format::manifest::About;
 use crate::format::stream::{Frame, Message, Seal};
-use crate::state::manifest::{self, Draft};
+use crate::state::manifest::{self, Damage, Draft};
 use crate::state::{JOURNAL, ReplicaRecord, Stage};
 use std::ops::Range;
 
@@ -57,7 +57,14 @@ fn about(record: &ReplicaRecord, commit: &Commit) -> Result<About> {
 }
 
 /// Seals a journal and commits it.
-pub fn seal_and_commit(site: &dyn Site, record: &mut ReplicaRecord, commit: &Commit, draft: Draft, journal: Journaler, target: &mut Target) -> Result<()> {
+pub fn seal_and_commit(
+    site: &dyn Site,
+    record: &mut ReplicaRecord,
+    commit: &Commit,
+    draft: Draft,
+    journal: Journaler,
+    target: &mut Target,
+) -> Result<()> {
     let seal = Seal { generation: commit.generation, root: commit.root, frames: 0, chain: 0, source_time_ms: commit.source_time_ms };
     let journal = journal.seal(seal)?;
     failpoint::reach("receiver.journal-synced");
@@ -65,7 +72,14 @@ pub fn seal_and_commit(site: &dyn Site, record: &mut ReplicaRecord, commit: &Com
 }
 
 /// Commits a sealed journal whose draft makes the root it claims.
-pub fn commit_journal(site: &dyn Site, record: &mut ReplicaRecord, commit: &Commit, mut draft: Draft, journal: Box<dyn Disk>, target: &mut Target) -> Result<()> {
+pub fn commit_journal(
+    site: &dyn Site,
+    record: &mut ReplicaRecord,
+    commit: &Commit,
+    mut draft: Draft,
+    journal: Box<dyn Disk>,
+    target: &mut Target,
+) -> Result<()> {
     let hasher = Hasher::new(record.algorithm, &record.secret);
     draft.seal(about(record, commit)?)?;
     failpoint::reach("receiver.next-sealed");
@@ -82,7 +96,7 @@ pub fn commit_journal(site: &dyn Site, record: &mut ReplicaRecord, commit: &Comm
 /// Writes every block of a sealed journal onto the device and flushes it. Safe to repeat.
 pub fn apply(mut walk: Walk, commit: &Commit, target: &mut Target, geometry: Geometry, hasher: &Hasher) -> Result<()> {
     let mut prover = Prover::new(geometry, hasher)?;
-    while let Some(header) = walk.next()? {
+    while let Some(header) = walk.next_frame()? {
         match walk.frame(&header)? {
             Frame::Data(data) => {
                 data.check(&geometry, &header)?;
@@ -121,7 +135,14 @@ pub fn finish(site: &dyn Site, record: &mut ReplicaRecord, commit: &Commit, draf
     let geometry = record.geometry()?;
     let manifest = match draft {
         Some(draft) => Some(draft.install(site.files())?),
-        None => manifest::load(site.files(), commit.generation, &commit.root, &geometry, &Hasher::new(record.algorithm, &record.secret))?,
+        None => manifest::load(
+            site.files(),
+            commit.generation,
+            &commit.root,
+            &geometry,
+            &Hasher::new(record.algorithm, &record.secret),
+            Damage::Refuse,
+        )?,
     };
     record_commit(site, record, commit, manifest.is_none())?;
     drop(manifest);
@@ -157,7 +178,10 @@ pub fn commit_direct(site: &dyn Site, record: &mut ReplicaRecord, commit: &Commi
     // From here on a crash leaves a sealed draft of this generation; the record decides whether it counts.
     record_commit(site, record, commit, false)?;
     if draft.install(site.files()).is_err() {
-        return Err(Error::new(Kind::Storage, "the generation is committed, but its manifest could not be installed; the next run does it"));
+        return Err(Error::new(
+            Kind::Storage,
+            "the generation is committed, but its manifest could not be installed; the next run does it",
+        ));
     }
     Ok(())
 }

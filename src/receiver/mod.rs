@@ -5,6 +5,7 @@
 
 mod committer;
 mod journaler;
+pub mod promotion;
 mod prover;
 mod recovery;
 mod site;
@@ -19,9 +20,7 @@ use crate::error::{Error, Kind, Result};
 use crate::extent::Geometry;
 use crate::failpoint;
 use crate::format::manifest::About;
-use crate::format::stream::{
-    Ack, Baseline, Begin, End, Frame, FrameKind, Header, Hello, Message, Mode, Offer, Purpose, Welcome,
-};
+use crate::format::stream::{Ack, Baseline, Begin, End, Frame, FrameKind, Header, Hello, Message, Mode, Offer, Purpose, Welcome};
 use crate::limits::*;
 use crate::progress::{Phase, Progress};
 use crate::state::manifest::{self, Damage, Draft, Manifest};
@@ -105,7 +104,16 @@ impl<'a> Session<'a> {
     }
 
     fn run(mut self) -> Result<Received> {
-        let disk = self.site.open_disk(self.mode != Mode::Nothing)?;
+        let mut disk = self.site.open_disk(self.mode != Mode::Nothing)?;
+        if let Some(disk) = &mut disk
+            && self.mode == Mode::Direct
+            && self.record.is_none()
+            && disk.bytes() == 0
+        {
+            // A crash while the image file was made leaves it empty: it is made now.
+            disk.resize(self.geometry.volume_bytes())?;
+            crate::disk::flush(&mut **disk)?;
+        }
         self.target = disk.map(|disk| Target::new(disk, self.geometry)).transpose()?;
         if self.hello.purpose == Purpose::Verify {
             return self.verify();
@@ -143,7 +151,7 @@ impl<'a> Session<'a> {
         }
         self.wire.flush()?;
         // The sender compares now; it closes when it is done.
-        while let Some(header) = self.wire.next()? {
+        while let Some(header) = self.wire.next_frame()? {
             self.wire.done(&header);
         }
         Ok(self.received(None, None))
@@ -157,7 +165,11 @@ impl<'a> Session<'a> {
         };
         self.check_fits(&record)?;
         let Some(target) = self.target.as_mut() else {
-            let message = format!("{} is gone, but a record of it exists in {}: bring it back, or make it anew with --overwrite", self.site.name(), self.site.files().place());
+            let message = format!(
+                "{} is gone, but a record of it exists in {}: bring it back, or make it anew with --overwrite",
+                self.site.name(),
+                self.site.files().place()
+            );
             return Err(Error::new(Kind::Refused, message));
         };
         if recovery::is_applying(&record) {
@@ -169,7 +181,8 @@ impl<'a> Session<'a> {
             match recovery::finish_applying(&*self.site, &mut record, target) {
                 // The replica is torn beyond its journal; the operator asked for a resync: what it holds is read anew.
                 Err(error) if error.kind() == Kind::Operator && self.hello.rehash => {
-                    record.stage = Stage::Initializing;
+                    // The manifest that lies there describes another time than the torn device.
+                    (record.stage, record.rehash) = (Stage::Initializing, true);
                     record.store(self.site.files())?;
                     self.site.files().remove(JOURNAL)?;
                     self.mode = Mode::Direct;
@@ -182,6 +195,7 @@ impl<'a> Session<'a> {
             record.rehash = true;
             record.store(self.site.files())?;
         }
+        self.check_epoch(&mut record)?;
         let held = match record.stage {
             Stage::Initializing => self.stock_initializing(&mut record)?,
             _ => self.stock_clean(&mut record)?,
@@ -198,17 +212,39 @@ impl<'a> Session<'a> {
         if record.relationship != hello.relationship {
             return refuse(format!("it is the replica of {} ({}), not of this source", record.source, record.relationship));
         }
-        if record.epoch != hello.epoch {
-            return Err(Error::new(
-                Kind::Operator,
-                format!("{name}: its history is another one (epoch {}, the source has {}): it was promoted or restored", record.epoch, hello.epoch),
-            ));
-        }
         if record.extent_bytes != hello.extent_bytes || record.algorithm != hello.algorithm || record.secret != hello.secret {
             return refuse("extent size, digest or secret differ from those it was paired with".to_owned());
         }
         if hello.volume_bytes < record.volume_bytes {
-            return refuse(format!("the volume shrank from {} to {} bytes: that is never replicated", record.volume_bytes, hello.volume_bytes));
+            return refuse(format!(
+                "the volume shrank from {} to {} bytes: that is never replicated",
+                record.volume_bytes, hello.volume_bytes
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whose history goes on here. A promotion without a write is no divergence: the sender takes the new
+    /// epoch over. Anything else is for an operator.
+    fn check_epoch(&mut self, record: &mut ReplicaRecord) -> Result<()> {
+        let target = self.target.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the replica's device is not open"))?;
+        let Some(promotion) = record.promotion else {
+            if record.epoch == self.hello.epoch {
+                return Ok(());
+            }
+            return Err(promotion::no_common_epoch(&*self.site, record, &self.hello));
+        };
+        if promotion.from_epoch != self.hello.epoch && record.epoch != self.hello.epoch {
+            return Err(promotion::no_common_epoch(&*self.site, record, &self.hello));
+        }
+        self.progress.enter(Phase::Survey, self.geometry.volume_bytes());
+        let differing = promotion::extents_written(&*self.site, record, target, self.progress)?;
+        if differing != Some(0) {
+            return Err(promotion::diverged(&*self.site, record, differing));
+        }
+        if self.mode != Mode::Nothing {
+            record.promotion = None;
+            record.store(self.site.files())?;
         }
         Ok(())
     }
@@ -247,7 +283,7 @@ impl<'a> Session<'a> {
     /// A committed generation, maybe with a journal over it, maybe to be read anew.
     fn stock_clean(&mut self, record: &mut ReplicaRecord) -> Result<Held> {
         if self.mode == Mode::Nothing {
-            let loaded = manifest::load(self.site.files(), record.generation, &record.root, &self.geometry, &self.hasher)?;
+            let loaded = manifest::load(self.site.files(), record.generation, &record.root, &self.geometry, &self.hasher, Damage::Refuse)?;
             return Ok(loaded.filter(|_| !record.rehash).map_or(Held::Foreign, Held::Clean));
         }
         let mut found = Found::Nothing(None);
@@ -263,7 +299,7 @@ impl<'a> Session<'a> {
             }
             Found::Nothing(Some(mut manifest)) => {
                 survey::check_samples(target, &mut manifest, &self.hasher)?;
-                Ok(Held::Clean(manifest))
+                Ok(Held::Clean(*manifest))
             }
             Found::Nothing(None) => self.reread_clean(record),
         }
@@ -336,7 +372,7 @@ impl<'a> Session<'a> {
     /// Waits for what the sender makes of it: a survey first, or the pass, or nothing at all (a plan).
     fn listen(mut self, mut held: Held) -> Result<Received> {
         loop {
-            let Some(header) = self.wire.next()? else {
+            let Some(header) = self.wire.next_frame()? else {
                 return if self.mode == Mode::Nothing { Ok(self.received(None, None)) } else { Err(self.cut()) };
             };
             let message = match self.wire.frame(&header)? {
@@ -355,39 +391,45 @@ impl<'a> Session<'a> {
     }
 
     fn cut(&self) -> Error {
-        Error::new(Kind::Transient, format!("{} closed the connection before the end; what came is kept and the next run goes on from there", self.wire.peer()))
+        Error::new(
+            Kind::Transient,
+            format!("{} closed the connection before the end; what came is kept and the next run goes on from there", self.wire.peer()),
+        )
     }
 
     fn survey(&mut self, held: Held) -> Result<Held> {
-        match held {
+        let held = match held {
             Held::Clean(mut manifest) => {
                 survey::list_manifest(self.wire, &mut manifest)?;
-                Ok(Held::Clean(manifest))
+                Held::Clean(manifest)
             }
             Held::Initializing(mut manifest) => {
                 survey::list_manifest(self.wire, &mut manifest)?;
-                Ok(Held::Initializing(manifest))
+                Held::Initializing(manifest)
             }
             Held::Overlaid(mut overlay) => {
+                // The later word counts: what the journal holds is told again, over its base.
                 survey::list_manifest(self.wire, overlay.0.base())?;
-                // Laid over the base again: the later word counts.
-                Ok(Held::Overlaid(overlay))
+                survey::list_overlay(self.wire, &mut overlay.0)?;
+                Held::Overlaid(overlay)
             }
             Held::Foreign if self.mode == Mode::Nothing => {
                 let (geometry, hasher) = (self.geometry, self.hasher.clone());
                 let target = self.target.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the replica's device is not open"))?;
                 survey::list_device(self.wire, target, geometry, &hasher, self.progress)?;
-                Ok(Held::Foreign)
+                return Ok(Held::Foreign);
             }
             Held::Foreign => {
                 let record = self.new_record()?;
                 let draft = self.hash_replica(&record, Damage::Unknown)?;
                 let mut manifest = draft.checkpoint(self.site.files())?.into_base();
                 survey::list_manifest(self.wire, &mut manifest)?;
-                Ok(Held::Initializing(manifest))
+                Held::Initializing(manifest)
             }
-            Held::Absent => Err(Error::malformed("the sender asks what a target holds that does not exist")),
-        }
+            Held::Absent => return Err(Error::malformed("the sender asks what a target holds that does not exist")),
+        };
+        self.wire.say(&Message::HaveEnd)?;
+        Ok(held)
     }
 
     fn new_record(&self) -> Result<ReplicaRecord> {
@@ -407,6 +449,7 @@ impl<'a> Session<'a> {
             source_time_ms: 0,
             committed_time_ms: 0,
             healed_extents: 0,
+            promotion: None,
         })
     }
 
@@ -419,26 +462,27 @@ impl<'a> Session<'a> {
         if self.target.is_none() {
             self.target = Some(Target::new(self.site.make_disk(self.geometry.volume_bytes())?, self.geometry)?);
         }
-        let mut record = match self.record.take() {
-            Some(record) => record,
-            None => {
-                let record = self.new_record()?;
-                record.store(self.site.files())?;
-                failpoint::reach("receiver.record-created");
-                record
-            }
+        let (mut record, is_new) = match self.record.take() {
+            Some(record) => (record, false),
+            None => (self.new_record()?, true),
         };
-        // From here on the target belongs to this relationship.
         let (draft, journal) = match held {
             Held::Overlaid(overlay) => (overlay.0, Some(overlay.1)),
             Held::Clean(manifest) | Held::Initializing(manifest) => (Draft::new(self.site.files(), manifest)?, None),
-            Held::Foreign => (self.empty_draft(&record)?, None),
+            // The empty manifest is durable before a record says that it holds hints: one of an older
+            // time that lay there must not be believed.
+            Held::Foreign => (self.empty_draft(&record)?.checkpoint(self.site.files())?, None),
             Held::Absent => {
                 let mut draft = self.empty_draft(&record)?;
                 draft.set_zeros(0..self.geometry.extents())?;
                 (draft.checkpoint(self.site.files())?, None)
             }
         };
+        if is_new {
+            record.store(self.site.files())?;
+            failpoint::reach("receiver.record-created");
+        }
+        // From here on the target belongs to this relationship.
         self.progress.enter(Phase::Transfer, self.geometry.volume_bytes());
         let mut intake = Intake {
             prover: Prover::new(self.geometry, &self.hasher)?,
@@ -467,7 +511,7 @@ impl<'a> Session<'a> {
 
     fn take_frames(&mut self, intake: &mut Intake, record: &mut ReplicaRecord, begin: &Begin) -> Result<Received> {
         loop {
-            let Some(header) = self.wire.next()? else { return Err(self.cut()) };
+            let Some(header) = self.wire.next_frame()? else { return Err(self.cut()) };
             match header.kind {
                 FrameKind::Data => self.take_data(intake, record, &header)?,
                 _ => match self.wire.frame(&header)? {
@@ -497,14 +541,17 @@ impl<'a> Session<'a> {
         let mut buffer = target.buffer()?;
         intake.prover.unpack(&data, &mut buffer)?;
         self.progress.changed_bytes.fetch_add(data.plain_bytes as u64, Relaxed);
-        let unproven = intake.prover.prove(&data, &buffer[..data.plain_bytes], target, draft)?;
+        let unproven = intake.prover.prove(&data, &buffer[..data.plain_bytes], target, draft, self.mode == Mode::Journal)?;
         if !unproven.is_empty() {
             target.put(buffer);
             // The frame as a whole is refused, so that what is kept is proven to the last block.
             intake.healed.extend(unproven.iter().map(|extent| extent.0));
             intake.unproven.extend(data.lines().map(|line| line.extent.0));
             if intake.unproven.len() > NEED_EXTENTS_MAX {
-                let message = format!("{} differs from its manifest in too many places: run again with --resync, which reads it anew and sends what differs", target.name());
+                let message = format!(
+                    "{} differs from its manifest in too many places: run again with --resync, which reads it anew and sends what differs",
+                    target.name()
+                );
                 return Err(Error::new(Kind::Refused, message));
             }
             return Ok(());
@@ -514,6 +561,7 @@ impl<'a> Session<'a> {
         });
         if self.mode == Mode::Direct {
             intake.unflushed += data.plain_bytes as u64;
+            draft.forget(data.lines().map(|line| line.extent))?;
             target.write(buffer, device_runs(&data, &self.geometry))?;
         } else {
             target.put(buffer);
@@ -529,6 +577,7 @@ impl<'a> Session<'a> {
         draft.set_zeros(extents.clone())?;
         if self.mode == Mode::Direct {
             let target = self.target.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the replica's device is not open"))?;
+            draft.forget_zeroed(extents.clone())?;
             target.zero(extents)?;
         } else {
             let frame = self.wire.bytes(header);
@@ -605,7 +654,8 @@ impl<'a> Session<'a> {
             Some(journal) => committer::seal_and_commit(&*self.site, record, &commit, draft, journal, target)?,
             None => committer::commit_direct(&*self.site, record, &commit, draft, target)?,
         }
-        let ack = Ack { generation: commit.generation, root, healed_extents: intake.healed.len() as u64, written_bytes: target.written_bytes() };
+        let ack =
+            Ack { generation: commit.generation, root, healed_extents: intake.healed.len() as u64, written_bytes: target.written_bytes() };
         // The commit stands whether or not the sender hears of it: its next handshake finds out.
         let _ = self.wire.say(&Message::Ack(ack)).and_then(|()| self.wire.flush());
         Ok(Some(self.received(Some(ack), Some(end))))

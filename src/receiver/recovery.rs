@@ -19,13 +19,13 @@ use crate::error::{Error, Kind, Result};
 use crate::extent::Geometry;
 use crate::format::journal::Belongs;
 use crate::format::stream::{Frame, FrameKind, Message, Seal};
-use crate::state::manifest::{self, Draft, Manifest};
+use crate::state::manifest::{self, Damage, Draft, Manifest};
 use crate::state::{JOURNAL, ReplicaRecord, Stage};
 
 /// What a replica holds beside its committed generation.
 pub enum Found {
     /// Nothing.
-    Nothing(Option<Manifest>),
+    Nothing(Option<Box<Manifest>>),
     /// An unfinished journal and the draft it makes.
     Overlay(Box<(Draft, Journaler)>),
 }
@@ -58,6 +58,7 @@ pub fn finish_applying(site: &dyn Site, record: &mut ReplicaRecord, target: &mut
         );
         Error::because(Kind::Operator, message, cause)
     };
+    make_durable(site, record)?;
     let journal = site.open_journal()?.ok_or_else(|| torn(Error::new(Kind::Operator, "the journal is gone")))?;
     let hasher = Hasher::new(record.algorithm, &record.secret);
     let (found, walk) = Walk::open(journal).map_err(torn)?;
@@ -65,16 +66,25 @@ pub fn finish_applying(site: &dyn Site, record: &mut ReplicaRecord, target: &mut
         return Err(torn(Error::new(Kind::Operator, "the journal belongs to something else")));
     }
     let commit = Commit { generation, root, source_time_ms };
-    committer::apply(walk, &commit, target, record.geometry()?, &hasher).map_err(|error| if error.kind() == Kind::Failed { torn(error) } else { error })?;
+    committer::apply(walk, &commit, target, record.geometry()?, &hasher)
+        .map_err(|error| if error.kind() == Kind::Failed { torn(error) } else { error })?;
     committer::finish(site, record, &commit, None)
+}
+
+/// The process that wrote the record may have died before it was synced: what is read here may be in a
+/// cache only. Before anything is done on its word (writing the device, installing a manifest, dropping a
+/// journal) a power cut must no longer be able to bring the record before it back.
+fn make_durable(site: &dyn Site, record: &ReplicaRecord) -> Result<()> {
+    record.store(site.files())
 }
 
 /// Looks for an unfinished journal over a clean generation. One that is sealed is committed here.
 pub fn find_overlay(site: &dyn Site, record: &mut ReplicaRecord, target: &mut Target) -> Result<Found> {
     let geometry = record.geometry()?;
     let hasher = Hasher::new(record.algorithm, &record.secret);
-    let base = manifest::load(site.files(), record.generation, &record.root, &geometry, &hasher)?;
-    let Some(journal) = site.open_journal()? else { return Ok(Found::Nothing(base)) };
+    let base = manifest::load(site.files(), record.generation, &record.root, &geometry, &hasher, Damage::Refuse)?;
+    let Some(journal) = site.open_journal()? else { return Ok(Found::Nothing(base.map(Box::new))) };
+    make_durable(site, record)?;
     let Some(base) = base else {
         // Without the manifest under it a journal says nothing; the device is still generation g.
         site.files().remove(JOURNAL)?;
@@ -85,7 +95,7 @@ pub fn find_overlay(site: &dyn Site, record: &mut ReplicaRecord, target: &mut Ta
         // Torn while it was made, or made for a generation that is committed by now.
         _ => {
             site.files().remove(JOURNAL)?;
-            return Ok(Found::Nothing(Some(base)));
+            return Ok(Found::Nothing(Some(Box::new(base))));
         }
     };
     let mut draft = Draft::new(site.files(), base)?;
@@ -93,9 +103,13 @@ pub fn find_overlay(site: &dyn Site, record: &mut ReplicaRecord, target: &mut Ta
     match seal {
         Some(seal) if seal.root == draft.root()? && seal.generation == record.generation + 1 => {
             let commit = Commit { generation: seal.generation, root: seal.root, source_time_ms: seal.source_time_ms };
-            committer::commit_journal(site, record, &commit, draft, walk.into_disk(), target)?;
-            let base = manifest::load(site.files(), record.generation, &record.root, &geometry, &hasher)?;
-            Ok(Found::Nothing(base))
+            // The process may have died between writing the seal and its sync: what is read here may still be
+            // in a cache, and the apply must not begin on it.
+            let mut journal = walk.into_disk();
+            crate::disk::flush(&mut *journal)?;
+            committer::commit_journal(site, record, &commit, draft, journal, target)?;
+            let base = manifest::load(site.files(), record.generation, &record.root, &geometry, &hasher, Damage::Refuse)?;
+            Ok(Found::Nothing(base.map(Box::new)))
         }
         _ => {
             let (end, chain) = (walk.end(), walk.chain());
@@ -110,7 +124,7 @@ pub fn find_overlay(site: &dyn Site, record: &mut ReplicaRecord, target: &mut Ta
 fn replay(walk: &mut Walk, draft: &mut Draft, geometry: Geometry, hasher: &Hasher) -> Result<Option<Seal>> {
     let mut prover = Prover::new(geometry, hasher)?;
     loop {
-        let header = match walk.next() {
+        let header = match walk.next_frame() {
             Ok(Some(header)) => header,
             Ok(None) => return Ok(None),
             Err(error) if error.kind() == Kind::Failed => return Ok(None),

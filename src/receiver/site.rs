@@ -2,9 +2,9 @@
 //! The host's answer is `agent::replicas`; the crash tests answer with simulated storage.
 
 use crate::disk::Disk;
-use crate::identity::Identity;
 use crate::error::Result;
 use crate::format::stream::Hello;
+use crate::identity::Identity;
 use crate::state::Files;
 
 /// Finds the replica a sender asks for.

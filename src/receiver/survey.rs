@@ -29,7 +29,7 @@ pub enum Scanned<'a> {
 pub fn hash_device(target: &mut Target, geometry: Geometry, hasher: &Hasher, progress: &Progress, sink: &mut Sink<'_>) -> Result<()> {
     let mut scan = Scan::new(target.disk()?, geometry)?;
     let mut blocks = Vec::new();
-    while let Some(piece) = scan.next()? {
+    while let Some(piece) = scan.next_piece()? {
         if progress.stopped() {
             return Err(crate::transport::stream::interrupted());
         }
@@ -97,7 +97,7 @@ fn list_entries(wire: &mut Wire, first: u64, entry_bytes: usize, entries: &mut V
     Ok(())
 }
 
-/// Lists everything a manifest knows.
+/// Lists everything a manifest knows. The caller ends the list.
 pub fn list_manifest(wire: &mut Wire, manifest: &mut Manifest) -> Result<()> {
     let (layout, geometry) = (manifest.layout(), manifest.about().geometry);
     for page in 0..layout.pages {
@@ -114,7 +114,7 @@ pub fn list_manifest(wire: &mut Wire, manifest: &mut Manifest) -> Result<()> {
             }
         }
     }
-    wire.say(&Message::HaveEnd)
+    Ok(())
 }
 
 /// Lists what an unfinished journal changes over its base: digests alone, since such an extent has to

@@ -162,7 +162,8 @@ impl Target {
     pub fn read_extents(&mut self, extents: &[ExtentIndex], look: &mut dyn FnMut(ExtentIndex, &mut [u8]) -> Result<()>) -> Result<()> {
         self.drain()?;
         let per_buffer = (self.pool.buffer_bytes() / self.geometry.extent_bytes()).max(1);
-        for batch in extents.chunks(per_buffer * WRITE_DEPTH) {
+        // One buffer may be out: the frame that is being proven lies in it.
+        for batch in extents.chunks(per_buffer * (WRITE_DEPTH - 1)) {
             let parts: Vec<&[ExtentIndex]> = batch.chunks(per_buffer).collect();
             for (token, part) in parts.iter().enumerate() {
                 let buffer = self.pool.take().ok_or_else(|| Error::new(Kind::Failed, "no buffer is free"))?;
@@ -182,7 +183,10 @@ impl Target {
                 let mut buffer = done.buffer.ok_or_else(|| Error::new(Kind::Failed, "a read came back without its buffer"))?;
                 if result.is_ok() {
                     let first = part.first().map_or(0, |extent| self.geometry.offset(*extent));
-                    result = done.result.map(|_| ()).context(Kind::Storage, || format!("read at {first:#x} of the replica {}", self.disk.name()));
+                    result = done
+                        .result
+                        .map(|_| ())
+                        .context(Kind::Storage, || format!("read at {first:#x} of the replica {}", self.disk.name()));
                 }
                 for (at, extent) in part.iter().enumerate() {
                     if result.is_ok() {

@@ -115,7 +115,8 @@ impl HaveView {
             }
             let unknown = self.whole_page(base.as_deref_mut(), page)? == Some(false);
             for extent in at..page_end {
-                let zero = !unknown && self.entry(base.as_deref_mut(), ExtentIndex(extent))?.digest == self.zero.of(ExtentIndex(extent)).digest;
+                let zero =
+                    !unknown && self.entry(base.as_deref_mut(), ExtentIndex(extent))?.digest == self.zero.of(ExtentIndex(extent)).digest;
                 match out.last_mut() {
                     _ if zero => {}
                     Some(last) if last.end == extent => last.end = extent + 1,

@@ -26,7 +26,15 @@ impl<'a> Framer<'a> {
     /// A framer onto this wire.
     pub fn new(wire: &'a mut Wire, geometry: Geometry, compress: Compress, progress: &'a Progress) -> Result<Framer<'a>> {
         let sent_before = wire.sent_bytes();
-        Ok(Framer { wire, geometry, run: PackedRun::new(geometry, compress)?, zeros: 0..0, progress, counts: Counts::default(), sent_before })
+        Ok(Framer {
+            wire,
+            geometry,
+            run: PackedRun::new(geometry, compress)?,
+            zeros: 0..0,
+            progress,
+            counts: Counts::default(),
+            sent_before,
+        })
     }
 
     /// The wire, for what comes between two passes.

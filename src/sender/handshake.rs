@@ -40,7 +40,7 @@ pub fn shake_hands(pass: &mut Pass<'_>, wire: &mut Wire, geometry: Geometry, has
     let about = about(pass.record, geometry);
     let base = match pass.record.generation {
         0 => None,
-        generation => manifest::load(pass.files, generation, &pass.record.root, &geometry, hasher)?,
+        generation => manifest::load(pass.files, generation, &pass.record.root, &geometry, hasher, Damage::Unknown)?,
     };
     let root = if base.is_some() { pass.record.root } else { Digest::UNKNOWN };
     wire.say(&Message::Hello(Box::new(hello(pass, root))))?;
@@ -145,7 +145,7 @@ fn adopt_unacknowledged(pass: &mut Pass<'_>, agreed: &mut Agreed, hasher: &Hashe
     }
     let sealed = About { epoch: agreed.welcome.epoch, generation, root, ..agreed.about };
     super::adopt(pass.record, pass.files, draft, &sealed, pass.record.source_time_ms)?;
-    agreed.base = manifest::load(pass.files, generation, &root, &agreed.about.geometry, hasher)?;
+    agreed.base = manifest::load(pass.files, generation, &root, &agreed.about.geometry, hasher, Damage::Unknown)?;
     agreed.uses_base = agreed.base.is_some();
     agreed.adopted = Some(generation);
     agreed.have.set_baseline(if agreed.uses_base { Baseline::Yours } else { agreed.welcome.baseline });
@@ -157,7 +157,7 @@ type Sink<'a> = dyn FnMut(&mut Agreed, &Have<'_>) -> Result<()> + 'a;
 /// Takes Have frames up to the end of the list.
 fn hear_list(wire: &mut Wire, files: &dyn Files, agreed: &mut Agreed, sink: &mut Sink<'_>) -> Result<()> {
     loop {
-        let Some(header) = wire.next()? else {
+        let Some(header) = wire.next_frame()? else {
             return Err(Error::new(crate::error::Kind::Transient, format!("{} closed the connection", wire.peer())));
         };
         match wire.frame(&header)? {

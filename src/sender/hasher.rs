@@ -1,7 +1,7 @@
 //! Names the content of a chunk: the digest of each extent and of each of its blocks, in one pass.
 
-use crate::disk::scan::RawChunk;
 use crate::digest::{Digest, Hasher};
+use crate::disk::scan::RawChunk;
 use crate::extent::{ExtentIndex, Geometry};
 
 /// A chunk whose content has names. Only such a chunk can be compared and framed.

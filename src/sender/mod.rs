@@ -52,6 +52,15 @@ pub struct Order {
     pub source_time_ms: u64,
 }
 
+/// When the source's watch is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watch {
+    /// A chunk was read: a cheap look.
+    Reading,
+    /// Everything was read and is about to be sealed: the last word.
+    Sealing,
+}
+
 /// What a pass works with.
 pub struct Pass<'a> {
     /// The snapshot.
@@ -64,6 +73,8 @@ pub struct Pass<'a> {
     pub target: &'a str,
     /// What to do.
     pub order: Order,
+    /// Asked whether the snapshot is still whole: at every chunk, and before anything is sealed.
+    pub watch: &'a mut dyn FnMut(Watch) -> Result<()>,
     /// Where to count, and whether to stop.
     pub progress: &'a Progress,
     /// Told each range of bytes that differs (verify and plan).
@@ -86,7 +97,9 @@ pub struct Outcome {
 /// Runs one pass over `wire`. On an error the receiver is told why, and what it holds stays usable.
 pub fn send(pass: &mut Pass<'_>, wire: &mut Wire) -> Result<Outcome> {
     let result = run(pass, wire);
-    match result {
+    // What the receiver listed is of no use after the session, however it ended; the first failure counts.
+    let removed = pass.files.remove(HAVE);
+    match result.and_then(|outcome| removed.map(|()| outcome)) {
         Err(error) if error.kind() == Kind::Transient => Err(wire.explain(error)),
         Err(error) => {
             wire.abort(&error);
@@ -102,12 +115,10 @@ fn run(pass: &mut Pass<'_>, wire: &mut Wire) -> Result<Outcome> {
     pass.progress.enter(Phase::Connect, geometry.volume_bytes());
     let mut agreed = handshake::shake_hands(pass, wire, geometry, &hasher)?;
     pass.progress.enter(Phase::Transfer, geometry.volume_bytes());
-    let outcome = match pass.order.purpose {
+    match pass.order.purpose {
         Purpose::Replicate => replicate(pass, wire, &mut agreed, geometry, &hasher),
         Purpose::Plan | Purpose::Verify => look(pass, wire, &mut agreed, geometry, &hasher),
-    };
-    pass.files.remove(HAVE)?;
-    outcome
+    }
 }
 
 /// Sends the differences, then waits for the commit.
@@ -124,8 +135,9 @@ fn replicate(pass: &mut Pass<'_>, wire: &mut Wire, agreed: &mut Agreed, geometry
     let mut ranges = Vec::new();
     let mut marked = 0;
 
-    while let Some(piece) = scan.next()? {
+    while let Some(piece) = scan.next_piece()? {
         stop_if_asked(pass.progress)?;
+        (pass.watch)(Watch::Reading)?;
         let end = match piece {
             Piece::Hole(extents) => {
                 ranges.clear();
@@ -157,6 +169,7 @@ fn replicate(pass: &mut Pass<'_>, wire: &mut Wire, agreed: &mut Agreed, geometry
     let about = About { generation, epoch: agreed.welcome.epoch, ..agreed.about };
     let mut rounds = 0;
     loop {
+        (pass.watch)(Watch::Sealing)?;
         let sealed = About { root: draft.root()?, ..about };
         draft.seal(sealed)?;
         failpoint::reach("sender.next-sealed");
@@ -171,6 +184,9 @@ fn replicate(pass: &mut Pass<'_>, wire: &mut Wire, agreed: &mut Agreed, geometry
         match framer.wire().hear()? {
             Message::Ack(ack) if ack.generation == generation && ack.root == sealed.root => {
                 failpoint::reach("sender.acknowledged");
+                // A first copy says nothing about how much the source changes between two snapshots.
+                let first = agreed.welcome.mode == Mode::Direct;
+                pass.record.changed_bytes = (!first).then_some(framer.counts.changed_extents * geometry.extent_bytes() as u64);
                 adopt(pass.record, pass.files, draft, &sealed, pass.order.source_time_ms)?;
                 return Ok(Outcome { ack: Some(ack), mode: agreed.welcome.mode, counts: framer.counts, adopted: agreed.adopted });
             }
@@ -200,7 +216,13 @@ fn replicate(pass: &mut Pass<'_>, wire: &mut Wire, agreed: &mut Agreed, geometry
     }
 }
 
-fn send_if_changed(extent: &HashedExtent<'_>, have: &mut HaveView, draft: &mut Draft, framer: &mut Framer<'_>, bitmap: &mut Vec<u8>) -> Result<()> {
+fn send_if_changed(
+    extent: &HashedExtent<'_>,
+    have: &mut HaveView,
+    draft: &mut Draft,
+    framer: &mut Framer<'_>,
+    bitmap: &mut Vec<u8>,
+) -> Result<()> {
     let zero = have.zero_entry(extent.index).digest;
     let held = have.entry(Some(draft.base()), extent.index)?;
     match compare(extent, &held, zero, bitmap) {
@@ -230,8 +252,9 @@ fn look(pass: &mut Pass<'_>, wire: &mut Wire, agreed: &mut Agreed, geometry: Geo
     let mut names = Names::default();
     let mut bitmap = Vec::new();
     let mut ranges = Vec::new();
-    while let Some(piece) = scan.next()? {
+    while let Some(piece) = scan.next_piece()? {
         stop_if_asked(pass.progress)?;
+        (pass.watch)(Watch::Reading)?;
         match piece {
             Piece::Hole(extents) => {
                 ranges.clear();
@@ -275,6 +298,7 @@ fn look(pass: &mut Pass<'_>, wire: &mut Wire, agreed: &mut Agreed, geometry: Geo
         }
     }
     differences.close();
+    (pass.watch)(Watch::Sealing)?;
     counts.read_bytes = scan.read_bytes();
     // Where the ends are exchanged, the one who asked sits at the receiver.
     wire.put(&Message::End(End { generation: 0, root: Digest::UNKNOWN, counts }))?;

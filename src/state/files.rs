@@ -147,7 +147,8 @@ impl Files for HostFiles {
     }
 
     fn free_bytes(&self) -> Result<u64> {
-        let stat = nix::sys::statvfs::statvfs(&self.folder).context(Kind::Storage, || format!("ask for the free space of {}", self.folder.display()))?;
+        let stat = nix::sys::statvfs::statvfs(&self.folder)
+            .context(Kind::Storage, || format!("ask for the free space of {}", self.folder.display()))?;
         Ok(stat.blocks_available() as u64 * stat.fragment_size() as u64)
     }
 }

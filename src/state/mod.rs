@@ -14,7 +14,7 @@ mod record;
 
 pub use files::{Files, HostFiles, StateFile};
 pub use lock::Lock;
-pub use record::{ReplicaRecord, SourceRecord, Stage};
+pub use record::{Promotion, ReplicaRecord, SourceRecord, Stage};
 
 use crate::error::{Context, Kind, Result};
 use std::os::unix::fs::DirBuilderExt;

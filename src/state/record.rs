@@ -3,10 +3,10 @@
 
 use super::{Files, RECORD};
 use crate::digest::{Algorithm, Digest, SECRET_BYTES, Secret};
-use crate::identity::Identity;
 use crate::error::{Context, Error, Kind, Result};
 use crate::extent::Geometry;
 use crate::format::codec::crc;
+use crate::identity::Identity;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
@@ -29,6 +29,17 @@ pub enum Stage {
         /// When that generation's snapshot was taken: milliseconds since 1970.
         source_time_ms: u64,
     },
+}
+
+/// A replica that was made usable in its own right: its history goes on without its source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Promotion {
+    /// The epoch it grew from.
+    pub from_epoch: Uuid,
+    /// The generation of that epoch that it grew from.
+    pub from_generation: u64,
+    /// When: milliseconds since 1970.
+    pub time_ms: u64,
 }
 
 /// What the receiver remembers of a replica.
@@ -68,6 +79,10 @@ pub struct ReplicaRecord {
     /// Extents found rotten on the replica and healed, since pairing.
     #[serde(default)]
     pub healed_extents: u64,
+    /// Set from a promotion until the source takes the new epoch over or an operator discards it: nothing
+    /// is written meanwhile.
+    #[serde(default)]
+    pub promotion: Option<Promotion>,
 }
 
 /// What the sender remembers of a relationship.
@@ -97,6 +112,9 @@ pub struct SourceRecord {
     pub secret: Secret,
     /// When the committed generation's snapshot was taken: milliseconds since 1970.
     pub source_time_ms: u64,
+    /// Bytes of the extents that the last pass found changed: what the next snapshot's size goes by.
+    #[serde(default)]
+    pub changed_bytes: Option<u64>,
 }
 
 impl ReplicaRecord {
@@ -217,6 +235,7 @@ mod tests {
             source_time_ms: 8,
             committed_time_ms: 9,
             healed_extents: 0,
+            promotion: None,
         }
     }
 

@@ -24,8 +24,10 @@ pub fn pair(stop: &Arc<AtomicBool>) -> Result<(Memory, Memory)> {
     let (b_full, a_in) = channel();
     let (a_empty, a_back) = empties()?;
     let (b_empty, b_back) = empties()?;
-    let a = Memory { peer: "the receiver".into(), full_out: a_full, empty_back: a_back, full_in: a_in, empty_out: b_empty, stop: stop.clone() };
-    let b = Memory { peer: "the sender".into(), full_out: b_full, empty_back: b_back, full_in: b_in, empty_out: a_empty, stop: stop.clone() };
+    let a =
+        Memory { peer: "the receiver".into(), full_out: a_full, empty_back: a_back, full_in: a_in, empty_out: b_empty, stop: stop.clone() };
+    let b =
+        Memory { peer: "the sender".into(), full_out: b_full, empty_back: b_back, full_in: b_in, empty_out: a_empty, stop: stop.clone() };
     Ok((a, b))
 }
 

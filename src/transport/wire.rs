@@ -147,7 +147,7 @@ impl Wire {
     }
 
     /// Waits for the next whole frame. `None`: the peer closed between two frames.
-    pub fn next(&mut self) -> Result<Option<Header>> {
+    pub fn next_frame(&mut self) -> Result<Option<Header>> {
         loop {
             if let Some(header) = stream::header(self.inbox.unread())? {
                 self.inbox.reserve(header.frame_bytes())?;
@@ -166,24 +166,24 @@ impl Wire {
         }
     }
 
-    /// The bytes of the frame that `next` announced.
+    /// The bytes of the frame that `next_frame` announced.
     pub fn bytes(&self, header: &Header) -> &[u8] {
         &self.inbox.unread()[..header.frame_bytes()]
     }
 
-    /// The frame that `next` announced.
+    /// The frame that `next_frame` announced.
     pub fn frame(&self, header: &Header) -> Result<Frame<'_>> {
         stream::decode(header, &self.bytes(header)[HEADER_BYTES..])
     }
 
-    /// The frame that `next` announced is dealt with.
+    /// The frame that `next_frame` announced is dealt with.
     pub fn done(&mut self, header: &Header) {
         self.inbox.consume(header.frame_bytes());
     }
 
     /// The next frame as a small message; the peer's Refuse and Abort become errors of their kind.
     pub fn hear(&mut self) -> Result<Message> {
-        let Some(header) = self.next()? else {
+        let Some(header) = self.next_frame()? else {
             return Err(Error::new(Kind::Transient, format!("{} closed the connection", self.peer())));
         };
         let message = match self.frame(&header)? {
@@ -204,7 +204,7 @@ impl Wire {
 
     /// After a send failed: the peer may have said why before it went.
     pub fn explain(&mut self, error: Error) -> Error {
-        while let Ok(Some(header)) = self.next() {
+        while let Ok(Some(header)) = self.next_frame() {
             if let Ok(Frame::Message(Message::Refuse(refusal) | Message::Abort(refusal))) = self.frame(&header) {
                 return self.said(refusal);
             }

@@ -54,7 +54,7 @@ fn a_mounted_device_is_refused_whatever_is_said() {
     // As a source it is read, with a warning.
     let copy = ferry.name("copy");
     let ended = ferry.run(&["clone", text(&device.0), &copy]);
-    ended.says(0, &["is mounted at", "Read a snapshot of it instead"]);
+    ended.says(0, &["is mounted at", "what arrives then mixes moments"]);
 }
 
 #[test]
@@ -105,7 +105,11 @@ fn source_and_target_may_not_be_the_same_under_two_names() {
 fn a_replica_that_is_too_small_is_refused_with_the_bytes_that_are_missing() {
     let ferry = Ferry::new();
     let (source, target) = (ferry.image("source", &noise(1, 3 * MIB)), ferry.hole("target", 2 << 20));
-    refused(&ferry, &["clone", &source, &target], &["has 2097152 bytes, the volume 3145728: grow the replica by at least 1048576 bytes first"]);
+    refused(
+        &ferry,
+        &["clone", &source, &target],
+        &["has 2097152 bytes, the volume 3145728: grow the replica by at least 1048576 bytes first"],
+    );
     nothing_is_remembered(&ferry);
     if is_root("loop devices") {
         let device = Loop::over(Path::new(&target), 512);
@@ -174,7 +178,11 @@ fn the_replica_of_another_source_is_refused_and_can_be_given_away() {
     let ferry = Ferry::new();
     let (one, two, target) = (ferry.image("one", &noise(1, MIB)), ferry.image("two", &noise(2, MIB)), ferry.name("target"));
     ferry.clone(&one, &target, &[]);
-    refused(&ferry, &["clone", &two, &target], &["is the replica of", "(generation 1, relationship ", "--overwrite gives it to the new source and forgets the old"]);
+    refused(
+        &ferry,
+        &["clone", &two, &target],
+        &["is the replica of", "(generation 1, relationship ", "--overwrite gives it to the new source and forgets the old"],
+    );
     equal(&one, &target);
     ferry.clone(&two, &target, &["--overwrite"]);
     equal(&two, &target);
@@ -222,7 +230,11 @@ fn a_replica_that_somebody_else_wrote_to_is_refused() {
     ferry.clone(&source, &target, &[]);
     crate::ferry::change_blocks(&target, [3, 20]);
     crate::ferry::change_blocks(&source, [9]);
-    refused(&ferry, &["clone", &source, &target], &["is not what was replicated there", "Nothing was written", "`blockferry verify --repair SRC DST`"]);
+    refused(
+        &ferry,
+        &["clone", &source, &target],
+        &["is not what was replicated there", "Nothing was written", "`blockferry verify --repair SRC DST`"],
+    );
     let repaired = ferry.json(&["verify", &source, &target, "--repair"]);
     assert_eq!(repaired.code, Some(0));
     equal(&source, &target);
@@ -240,4 +252,19 @@ fn a_mistyped_device_is_no_new_file_in_memory() {
     }
     assert!(!Path::new(&target).exists());
     nothing_is_remembered(&ferry);
+}
+
+/// What a promoted replica holds is thrown away under its own name only, not in passing.
+#[test]
+fn overwrite_does_not_take_a_promoted_replica() {
+    let ferry = Ferry::new();
+    let (one, two, target) = (ferry.image("one", &noise(1, MIB)), ferry.image("two", &noise(2, MIB)), ferry.name("target"));
+    ferry.clone(&one, &target, &[]);
+    assert_eq!(ferry.run(&["promote", &target]).code, Some(0));
+    crate::ferry::change_blocks(&target, [5]);
+    let before = traces(&target);
+    let way_out = "`blockferry resync --discard ";
+    ferry.run(&["clone", &two, &target, "--overwrite"]).says(6, &["was promoted: --overwrite does not give that up", way_out]);
+    ferry.run(&["clone", &one, &target, "--overwrite"]).says(6, &["was promoted", way_out]);
+    assert_eq!(traces(&target), before);
 }

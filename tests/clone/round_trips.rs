@@ -255,8 +255,27 @@ fn zero_runs_arrive_at_every_alignment() {
         let bytes = (2 << 20) + 5 * BLOCK + 100;
         let (source, target) = (ferry.name("source"), ferry.name("target"));
         let mut held = vec![0; bytes];
-        let edges = [0, 1, 511, 512, 4095, 4096, 65535, 65536, 65537, 131_072, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, (2 << 20) + 4096, bytes - 1, bytes];
-        for (step, (from, to)) in edges.iter().flat_map(|from| edges.iter().map(move |to| (*from, *to))).filter(|(from, to)| from < to).enumerate() {
+        let edges = [
+            0,
+            1,
+            511,
+            512,
+            4095,
+            4096,
+            65535,
+            65536,
+            65537,
+            131_072,
+            (1 << 20) - 1,
+            1 << 20,
+            (1 << 20) + 1,
+            (2 << 20) + 4096,
+            bytes - 1,
+            bytes,
+        ];
+        for (step, (from, to)) in
+            edges.iter().flat_map(|from| edges.iter().map(move |to| (*from, *to))).filter(|(from, to)| from < to).enumerate()
+        {
             // Every fifth: all of them take a minute.
             if step % 5 != if engine == "uring" { 0 } else { 2 } {
                 continue;

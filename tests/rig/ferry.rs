@@ -211,7 +211,14 @@ pub fn change_blocks(path: impl AsRef<Path>, blocks: impl IntoIterator<Item = u6
 pub fn equal(a: impl AsRef<Path>, b: impl AsRef<Path>) {
     let (left, right) = (fs::read(&a).expect("a file"), fs::read(&b).expect("a file"));
     let first = left.iter().zip(&right).position(|(left, right)| left != right);
-    assert!(left == right, "{} and {}: {} and {} bytes, first difference at {first:?}", a.as_ref().display(), b.as_ref().display(), left.len(), right.len());
+    assert!(
+        left == right,
+        "{} and {}: {} and {} bytes, first difference at {first:?}",
+        a.as_ref().display(),
+        b.as_ref().display(),
+        left.len(),
+        right.len()
+    );
 }
 
 /// Bytes that the file takes on its file system.

@@ -1,0 +1,50 @@
+# Everything a person types in this repository. `make help` lists it.
+
+CARGO   ?= cargo
+PREFIX  ?= /usr/local
+DESTDIR ?=
+
+all: build
+
+build:    ## the release binary: target/release/blockferry
+	$(CARGO) build --release
+
+demo:     ## clone, change, replicate and verify an image under target/demo; needs no root
+	bash docs/demo.sh
+
+check:    ## formatting, lints and documentation, warnings denied
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets --all-features -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items
+
+test:     ## everything that tests; installs what it needs (root on Debian or Ubuntu) or names it
+	bash tests/needs
+	PATH="$$PATH:/usr/sbin:/sbin" $(CARGO) test
+	if [ -e tests/kill.rs ]; then PATH="$$PATH:/usr/sbin:/sbin" $(CARGO) test --features failpoints --test kill; fi
+	if [ -e vm-tests/run ]; then $(MAKE) vm-test; fi
+
+vm-test:  ## the tests that want a machine of their own
+	bash vm-tests/run
+
+bench:    ## measures; no bench fails on a time
+	$(CARGO) bench
+
+fuzz:     ## the random tests for longer: make fuzz CASES=100000
+	PROPTEST_CASES=$(or $(CASES),20000) PATH="$$PATH:/usr/sbin:/sbin" $(CARGO) test --release
+
+man:      ## manual pages and shell completions under target/man, from the same words as --help
+	$(CARGO) run --release --example man -- target/man
+
+install: build ## into $(DESTDIR)$(PREFIX)
+	install -D -m 755 target/release/blockferry $(DESTDIR)$(PREFIX)/bin/blockferry
+	for page in target/man/*.[1-8]; do \
+	  if [ -e "$$page" ]; then install -D -m 644 "$$page" "$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/}"; fi; \
+	done
+
+clean:    ## removes target/
+	$(CARGO) clean
+
+help:     ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*##  *\(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name words; do printf '  make %-8s %s\n' "$$name" "$$words"; done
+
+.PHONY: all build demo check test vm-test bench fuzz man install clean help

@@ -1,0 +1,194 @@
+//! What is read of a source: the device itself, or a snapshot made of it for this run.
+
+use crate::disk::raw::{Access, RawDisk};
+use crate::error::{Error, Kind, Result};
+use crate::limits::SNAPSHOT_WATCH;
+use crate::lvm::{Policy, Snapshot, Volume, leftovers, remove_leftover};
+use crate::ring::Choice;
+use crate::sender::Watch;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{JoinHandle, Thread};
+use std::time::Instant;
+use uuid::Uuid;
+
+/// Whether a snapshot is made of a source that can have one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum When {
+    /// Of a logical volume that is in use.
+    #[default]
+    Auto,
+    /// Always; an error where the source is no logical volume.
+    Always,
+    /// Never: the source is known to be quiet.
+    Never,
+}
+
+/// How snapshots are made.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshots {
+    /// Whether.
+    pub when: When,
+    /// How large, and what stays free.
+    pub policy: Policy,
+}
+
+/// Whether this source will be read from a snapshot.
+pub fn will_snapshot(source: &Path, snapshots: &Snapshots) -> bool {
+    Origin::find(source).is_ok_and(|origin| origin.wants(snapshots.when).is_ok_and(|volume| volume.is_some()))
+}
+
+/// A source found by its name.
+pub struct Origin {
+    /// Its device or file.
+    pub path: PathBuf,
+    volume: Option<Volume>,
+}
+
+impl Origin {
+    /// A path, or `vg/lv`.
+    pub fn find(name: &Path) -> Result<Origin> {
+        let volume = match name.to_str() {
+            Some(text) => Volume::find(text)?,
+            None => None,
+        };
+        // A path that exists keeps its spelling; a name of lvm2 becomes its device.
+        let path = match &volume {
+            Some(volume) if !name.exists() => volume.path().to_owned(),
+            _ => name.to_owned(),
+        };
+        Ok(Origin { path, volume })
+    }
+
+    /// The volume to snapshot, if one is to be.
+    fn wants(&self, when: When) -> Result<Option<&Volume>> {
+        match (when, &self.volume) {
+            (When::Always, None) => {
+                let message = format!(
+                    "{} is no logical volume, so no snapshot of it can be made: --snapshot never reads it as it is",
+                    self.path.display()
+                );
+                Err(Error::new(Kind::Snapshot, message))
+            }
+            (When::Never, _) | (_, None) => Ok(None),
+            (When::Always, Some(volume)) => Ok(Some(volume)),
+            (When::Auto, Some(volume)) => Ok(volume.in_use().then_some(volume)),
+        }
+    }
+
+    /// Opens what is to be read, with a snapshot where the policy asks for one.
+    pub fn open(&self, snapshots: &Snapshots, changed_bytes: Option<u64>, choice: Choice) -> Result<Reading> {
+        if self.volume.is_some() {
+            remove_what_died();
+        }
+        let Some(volume) = self.wants(snapshots.when)? else {
+            let disk = RawDisk::open(&self.path, Access::Read, choice)?;
+            return Ok(Reading { disk, snapshot: None });
+        };
+        let run = Uuid::now_v7().to_string();
+        let snapshot = Snapshot::create(volume, &snapshots.policy, changed_bytes, &run)?;
+        let disk = RawDisk::open(snapshot.path(), Access::Read, choice)?;
+        Ok(Reading { disk, snapshot: Some(Watched::start(snapshot)) })
+    }
+}
+
+/// Snapshots of ours whose process is gone are removed at each start: they take room and slow their volume
+/// down, whether or not this run makes one of its own. One that somebody mounted to look at it is no
+/// reason not to replicate.
+fn remove_what_died() {
+    let dead = leftovers(None).map(|found| found.into_iter().filter(|leftover| !leftover.owner_lives).collect::<Vec<_>>());
+    match dead {
+        Ok(dead) => dead.iter().for_each(|leftover| match remove_leftover(leftover) {
+            Ok(()) => eprintln!("blockferry: removed {}, left by a run that died", leftover.label()),
+            Err(error) => eprintln!("blockferry: a snapshot of a run that died stays: {}", error.chain()),
+        }),
+        Err(error) => eprintln!("blockferry: {}", error.chain()),
+    }
+}
+
+/// An open source. Its snapshot goes with it.
+pub struct Reading {
+    /// What is read.
+    pub disk: RawDisk,
+    snapshot: Option<Watched>,
+}
+
+impl Reading {
+    /// The device to read and the watch over it, to be used at the same time.
+    pub fn parts(&mut self) -> (&mut RawDisk, impl FnMut(Watch) -> Result<()>) {
+        let snapshot = self.snapshot.as_ref();
+        (&mut self.disk, move |when| snapshot.map_or(Ok(()), |snapshot| snapshot.check(when)))
+    }
+
+    /// Ends the reading. An overflowed snapshot is the cause behind every other error; one that cannot
+    /// be removed is an error of its own.
+    pub fn close<T>(self, result: Result<T>) -> Result<T> {
+        let Reading { disk, snapshot } = self;
+        let Some(watched) = snapshot else { return result };
+        let snapshot = watched.stop()?;
+        let result = match (result, snapshot.check_valid()) {
+            (Err(_), Err(invalid)) => Err(invalid),
+            (result, _) => result,
+        };
+        drop(disk);
+        let removed = snapshot.remove();
+        let value = result?;
+        removed.map(|()| value)
+    }
+}
+
+/// A snapshot with a thread that looks at its fill and gives it more room in time, also while the
+/// line waits for a slow link.
+struct Watched {
+    snapshot: Arc<Snapshot>,
+    failed: Arc<Mutex<Option<Error>>>,
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Watched {
+    fn start(snapshot: Snapshot) -> Watched {
+        let (snapshot, failed, stop) = (Arc::new(snapshot), Arc::<Mutex<Option<Error>>>::default(), Arc::<AtomicBool>::default());
+        let (watched, report, ended) = (Arc::clone(&snapshot), Arc::clone(&failed), Arc::clone(&stop));
+        let thread = std::thread::spawn(move || {
+            while !ended.load(Ordering::Relaxed) {
+                sleep_unless_woken(&ended);
+                if ended.load(Ordering::Relaxed) {
+                    return;
+                }
+                if let Err(error) = watched.watch() {
+                    *report.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(error);
+                    return;
+                }
+            }
+        });
+        Watched { snapshot, failed, stop, thread }
+    }
+
+    fn check(&self, when: Watch) -> Result<()> {
+        if let Some(error) = self.failed.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take() {
+            return Err(error);
+        }
+        match when {
+            Watch::Reading => Ok(()),
+            Watch::Sealing => self.snapshot.check_valid(),
+        }
+    }
+
+    fn stop(self) -> Result<Snapshot> {
+        self.stop.store(true, Ordering::Relaxed);
+        let thread: Thread = self.thread.thread().clone();
+        thread.unpark();
+        let _ = self.thread.join();
+        Arc::into_inner(self.snapshot).ok_or_else(|| Error::new(Kind::Failed, "the snapshot is still watched"))
+    }
+}
+
+fn sleep_unless_woken(ended: &AtomicBool) {
+    let until = Instant::now() + SNAPSHOT_WATCH;
+    while !ended.load(Ordering::Relaxed) {
+        let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) else { return };
+        std::thread::park_timeout(left);
+    }
+}
