@@ -104,3 +104,6 @@ pub const REMOVE_PAUSE: Duration = Duration::from_millis(250);
 pub const STOP_POLL: Duration = Duration::from_millis(200);
 /// Time without a byte moved after which a peer counts as gone.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(120);
+/// Time for the remote shell to end by itself after its stream is closed: a dead link must not hold a
+/// run that has already given it up.
+pub const LINK_CLOSE_TIMEOUT: Duration = Duration::from_secs(5);

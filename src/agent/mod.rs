@@ -8,7 +8,7 @@ mod reading;
 mod replicas;
 mod sources;
 
-pub use attempt::{Job, Report, clone, serve_sender, stdio, verify};
+pub use attempt::{Job, Report, clone, excuse, serve_sender, stdio, verify};
 pub use link::Remote;
 pub use place::Place;
 pub use reading::{Snapshots, When, will_snapshot};

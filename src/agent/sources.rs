@@ -30,8 +30,8 @@ pub struct Source {
 
 impl Source {
     /// Finds or makes the relationship of this source and target. `known`: the target's own record says
-    /// which relationship it belongs to.
-    pub fn open(state: &StateDir, path: &Path, target: &str, known: Option<Uuid>, wishes: Wishes) -> Result<Source> {
+    /// which relationship it belongs to. `remember`: what is found is written down; a dry run does not.
+    pub fn open(state: &StateDir, path: &Path, target: &str, known: Option<Uuid>, wishes: Wishes, remember: bool) -> Result<Source> {
         let identity = identity::of(path)?;
         let found = find(state, &identity, target, known)?;
         let is_new = found.is_none();
@@ -58,7 +58,9 @@ impl Source {
         record.volume_bytes = identity.bytes;
         record.target = target.to_owned();
         record.source = identity;
-        record.store(&files)?;
+        if remember {
+            record.store(&files)?;
+        }
         Ok(Source { record, files, is_new, _lock: lock })
     }
 

@@ -16,6 +16,7 @@ mod verify;
 
 pub use arguments::Arguments;
 
+use crate::error::{Error, Kind};
 use arguments::Command;
 use clap::Parser;
 use output::Output;
@@ -23,7 +24,10 @@ use std::process::ExitCode;
 
 /// The whole program: parses, runs, reports the end once.
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return ExitCode::from(not_understood(&error)),
+    };
     let output = Output::new(&arguments.common);
     let result = match arguments.command {
         Command::Clone(options) => clone::run(&arguments.common, &options, &output),
@@ -37,4 +41,18 @@ pub fn main() -> ExitCode {
         Command::Sender(options) => sender::run(&arguments.common, &options),
     };
     ExitCode::from(output.finish(result))
+}
+
+/// Help and version on standard output; what cannot be understood as text, or as the JSON lines that the
+/// caller expects where `--json` stands anywhere in it.
+fn not_understood(error: &clap::Error) -> u8 {
+    let json = std::env::args_os().any(|argument| argument == "--json");
+    if !json || !error.use_stderr() {
+        // A closed pipe (`--help | head`) is no failure.
+        let _ = error.print();
+        return if error.use_stderr() { Kind::Usage.exit_code() } else { 0 };
+    }
+    let message = error.to_string();
+    let message = message.trim().trim_start_matches("error: ");
+    Output::begin(true, false).finish(Err(Error::new(Kind::Usage, message)))
 }

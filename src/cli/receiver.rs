@@ -13,7 +13,8 @@ pub fn run(common: &Common, _options: &ReceiverOptions) -> Result<()> {
     let progress = Progress::new(signals::stop_flag()?);
     let choice = common.io.into();
     let mut wire = agent::stdio(choice, &progress)?;
-    let mut replicas = HostReplicas::new(state_dir(common)?, choice);
+    let state = state_dir(common).inspect_err(|error| agent::excuse(&mut wire, error))?;
+    let mut replicas = HostReplicas::new(state, choice);
     receiver::receive(&mut wire, &mut replicas, &progress)?;
     Ok(())
 }

@@ -165,7 +165,11 @@ impl<'a> Session<'a> {
         };
         self.check_fits(&record)?;
         let Some(target) = self.target.as_mut() else {
-            let message = format!("{} is gone, but a record of it exists in {}", self.site.name(), self.site.files().place());
+            let message = format!(
+                "{} is gone, but a record of it exists in {}: bring it back, or make it anew with --overwrite",
+                self.site.name(),
+                self.site.files().place()
+            );
             return Err(Error::new(Kind::Refused, message));
         };
         if recovery::is_applying(&record) {

@@ -50,7 +50,8 @@ pub fn shake_hands(pass: &mut Pass<'_>, wire: &mut Wire, geometry: Geometry, has
 
     let have = HaveView::new(welcome.baseline, geometry, hasher);
     let mut agreed = Agreed { uses_base: welcome.baseline == Baseline::Yours, welcome, have, base, about, adopted: None };
-    if !agreed.uses_base && pass.order.purpose != Purpose::Verify {
+    // A dry run moves no cursor: the digests that the receiver lists tell it the same.
+    if !agreed.uses_base && pass.order.purpose == Purpose::Replicate {
         adopt_unacknowledged(pass, &mut agreed, hasher)?;
     }
     let mut samples = Vec::new();

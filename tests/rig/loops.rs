@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// Whether tests may make loop devices. In CI a missing root is a failure, not a reason to skip.
 pub fn is_root(test: &str) -> bool {
@@ -29,9 +30,20 @@ fn text(path: &Path) -> &str {
 pub struct Loop(pub PathBuf);
 
 impl Loop {
+    /// There are few loop devices, and tests of other processes have some: one that finds none waits for one.
     pub fn over(file: &Path, sector_bytes: u32) -> Loop {
         let sector = sector_bytes.to_string();
-        Loop(run("losetup", &["-f", "-P", "--show", "--direct-io=on", "-b", &sector, text(file)]).into())
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let made = Command::new("losetup").args(["-f", "-P", "--show", "--direct-io=on", "-b", &sector, text(file)]).output();
+            let made = made.unwrap_or_else(|cause| panic!("losetup: {cause}"));
+            if made.status.success() {
+                return Loop(String::from_utf8_lossy(&made.stdout).trim().into());
+            }
+            let said = String::from_utf8_lossy(&made.stderr);
+            assert!(Instant::now() < deadline, "no loop device for {}: {said}", file.display());
+            std::thread::sleep(Duration::from_millis(200));
+        }
     }
 }
 
