@@ -173,12 +173,16 @@ impl Ward<'_> {
         };
         // A recovery takes the lock itself; who comes between has recovered before it did anything else.
         drop(held);
-        match self.recover() {
-            Ok(()) => diagnosis.fixed.push(cut),
-            Err(error) => diagnosis.failures.push(error.chain()),
-        }
+        let recovered = self.recover();
         let Some(_held) = lock(&self.folder, diagnosis)? else { return Ok(()) };
         let found = self.look()?;
+        match recovered {
+            Err(error) => diagnosis.failures.push(error.chain()),
+            Ok(()) if found.iter().any(|left| left.what == cut.what) => {
+                diagnosis.failures.push(format!("{} is as it was", cut.place.display()))
+            }
+            Ok(()) => diagnosis.fixed.push(cut),
+        }
         treat(found, &self.folder, self.treatment, diagnosis);
         Ok(())
     }
@@ -241,7 +245,7 @@ impl Ward<'_> {
             let remedy = format!("{again}: it reads the replica anew and sends only what differs");
             found.push(leftover(What::Reread, &self.folder.join(MANIFEST), story, &remedy, Cure::None));
         }
-        if !base_fits && next_fits {
+        if !record.rehash && !base_fits && next_fits {
             found.push(self.half_installed(Cure::Recover));
         } else if self.folder.join(NEXT).exists() {
             found.push(self.stray_draft());

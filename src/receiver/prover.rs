@@ -88,9 +88,7 @@ impl Prover {
         }
         unproven.extend(self.complete(&parted, plain, target)?);
         if unproven.is_empty() {
-            for (extent, digest, blocks) in &self.proven {
-                draft.set(*extent, digest, &self.proven_blocks[blocks.clone()])?;
-            }
+            self.enter_proven(draft)?;
         }
         Ok(unproven)
     }
@@ -148,7 +146,11 @@ impl Prover {
         replayed
     }
 
+    /// All of a frame or nothing: a frame whose last extent is torn is cut off the journal, and a draft that
+    /// knew its first extents would call them held. They would neither be sent again nor lie in the journal.
     fn enter(&mut self, data: &Data<'_>, plain: &[u8], draft: &mut Draft) -> Result<()> {
+        self.proven.clear();
+        self.proven_blocks.clear();
         let mut at = 0;
         for line in data.lines() {
             let bytes = line.plain_bytes(&self.geometry);
@@ -157,10 +159,16 @@ impl Prover {
             } else {
                 self.fingerprints(&line, &plain[at..at + bytes], draft)?;
             }
-            draft.set(line.extent, &line.digest, &self.blocks)?;
+            self.keep(&line);
             at += bytes;
         }
-        Ok(())
+        self.enter_proven(draft)
+    }
+
+    /// The draft learns of the frame at hand.
+    fn enter_proven(&self, draft: &mut Draft) -> Result<()> {
+        let mut proven = self.proven.iter();
+        proven.try_for_each(|(extent, digest, blocks)| draft.set(*extent, digest, &self.proven_blocks[blocks.clone()]))
     }
 
     /// The blocks' names after a partial change: the old ones, and new ones where blocks came. Only

@@ -30,19 +30,30 @@ fn text(path: &Path) -> &str {
 pub struct Loop(pub PathBuf);
 
 impl Loop {
-    /// There are few loop devices, and tests of other processes have some: one that finds none waits for one.
+    /// Attaches a file.
     pub fn over(file: &Path, sector_bytes: u32) -> Loop {
+        Loop::attach(file, sector_bytes, "--direct-io=on")
+    }
+
+    /// Attaches a file that must see one request after the other: the kernel's worker waits for each.
+    #[allow(dead_code)]
+    pub fn one_by_one(file: &Path) -> Loop {
+        Loop::attach(file, 512, "--direct-io=off")
+    }
+
+    /// Hosts have few loop devices and several tests want one: waits for a free one.
+    fn attach(file: &Path, sector_bytes: u32, direct: &str) -> Loop {
         let sector = sector_bytes.to_string();
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let arguments = ["-f", "-P", "--show", direct, "-b", &sector, text(file)];
+        let end = Instant::now() + Duration::from_secs(120);
         loop {
-            let made = Command::new("losetup").args(["-f", "-P", "--show", "--direct-io=on", "-b", &sector, text(file)]).output();
-            let made = made.unwrap_or_else(|cause| panic!("losetup: {cause}"));
-            if made.status.success() {
-                return Loop(String::from_utf8_lossy(&made.stdout).trim().into());
+            let output = Command::new("losetup").args(arguments).output().expect("losetup");
+            if output.status.success() {
+                return Loop(String::from_utf8_lossy(&output.stdout).trim().into());
             }
-            let said = String::from_utf8_lossy(&made.stderr);
-            assert!(Instant::now() < deadline, "no loop device for {}: {said}", file.display());
-            std::thread::sleep(Duration::from_millis(200));
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(Instant::now() < end, "losetup {}: {said}", file.display());
+            std::thread::sleep(Duration::from_millis(300));
         }
     }
 }
