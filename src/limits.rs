@@ -100,5 +100,7 @@ pub const REMOVE_PAUSE: Duration = Duration::from_millis(250);
 
 /// How often a wait looks at the stop flag.
 pub const STOP_POLL: Duration = Duration::from_millis(200);
+/// Time a remote shell has to end after the stream is closed: ssh tells the other side first.
+pub const REMOTE_SHELL_GRACE: Duration = Duration::from_secs(30);
 /// Time without a byte moved after which a peer counts as gone.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(120);
