@@ -8,6 +8,7 @@
 //! `record` is the truth: what else lies beside it is believed as far as the record says.
 
 mod files;
+pub mod keys;
 mod lock;
 pub mod manifest;
 mod record;
