@@ -102,6 +102,13 @@ pub const REMOVE_PAUSE: Duration = Duration::from_millis(250);
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time limit from a connection to the end of its TLS handshake, and from there to the first frame.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections at once that have not proven a key: each is a thread and a few kilobytes. One more closes the
+/// oldest, so that a crowd that says nothing cannot keep out one that does.
+pub const HANDSHAKES_MAX: usize = 256;
+/// Sessions at once: each holds about ten megabytes of buffers.
+pub const SESSIONS_MAX: usize = 64;
+/// Time to wait for another process that changes the list of paired hosts.
+pub const PAIRING_LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Silence of the peer's kernel after which keepalives are sent, and the time between them.
 pub const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 /// Keepalives without an answer after which a connection counts as gone.

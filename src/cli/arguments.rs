@@ -5,6 +5,7 @@ use crate::agent::{Place, Snapshots, When};
 use crate::digest::Algorithm;
 use crate::limits::EXTENT_BYTES_DEFAULT;
 use crate::lvm::{CowSize, Policy, Room};
+use crate::pin::Pin;
 use crate::ring::Choice;
 use crate::sender::Compress;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -70,7 +71,7 @@ pub enum Command {
     /// Copy a volume to a replica; run again, send only what changed
     ///
     /// SRC and DST are block devices or image files, here or as HOST:PATH on another host (through ssh, one
-    /// of the two). The target of a new pair must be free of data: --overwrite says that it may be lost; blocks
+    /// of the two); DST may also be blockferry://HOST[:PORT]/REPLICA, a replica of a receiver. The target of a new pair must be free of data: --overwrite says that it may be lost; blocks
     /// that are equal already are found and kept. Interrupted at any point, the same command goes on from there.
     Clone(CloneOptions),
     /// Read both sides and compare; exit 7 where they differ
@@ -86,7 +87,11 @@ pub enum Command {
     Promote(PromoteOptions),
     /// Look into a manifest file
     Manifest(ManifestOptions),
-    /// The receiving end
+    /// Check, explain and show configuration files
+    Config(ConfigOptions),
+    /// The receiving end: serve the replicas of receiver.toml to paired hosts
+    ///
+    /// SIGTERM stops every session at a point to go on from; SIGHUP reads the configuration again.
     Receiver(ReceiverOptions),
     /// The sending end of a pull; run by the other side
     #[command(hide = true)]
@@ -102,6 +107,9 @@ pub struct RemoteOptions {
     /// How blockferry is called on the other host, options included
     #[arg(long, value_name = "COMMAND", default_value = "blockferry")]
     pub remote_program: String,
+    /// The key of the receiver of blockferry://…; without it the one that pairing wrote down
+    #[arg(long, value_name = "sha256:…")]
+    pub pin: Option<Pin>,
 }
 
 /// How the source is read.
@@ -172,7 +180,7 @@ pub struct PassOptions {
 pub struct CloneOptions {
     /// The volume: a block device, an image file, or HOST:PATH
     pub src: Place,
-    /// The replica: a block device, an image file (made where it does not exist), or HOST:PATH
+    /// The replica: a block device, an image file (made where it does not exist), HOST:PATH, or blockferry://HOST/REPLICA
     pub dst: Place,
     /// How the pass is run.
     #[command(flatten)]
@@ -247,8 +255,41 @@ pub enum ManifestAction {
 #[derive(Debug, Args)]
 pub struct ReceiverOptions {
     /// Serve one session on standard input and output: what `clone` runs on the other host
-    #[arg(long, required = true)]
+    #[arg(long, conflicts_with = "config")]
     pub stdio: bool,
+    /// What is served, and to whom
+    #[arg(long, value_name = "FILE", default_value = crate::agent::config::RECEIVER_TOML)]
+    pub config: PathBuf,
+}
+
+/// Options of `config`.
+#[derive(Debug, Args)]
+pub struct ConfigOptions {
+    /// What to do with it.
+    #[command(subcommand)]
+    pub action: ConfigAction,
+}
+
+/// What to do with a configuration.
+#[derive(Debug, Subcommand)]
+pub enum ConfigAction {
+    /// Say what is wrong with it, or nothing
+    Check(ConfigFile),
+    /// Print a full one with comments
+    Example(ConfigFile),
+    /// Print what is in effect, defaults included
+    Show(ConfigFile),
+}
+
+/// Which configuration.
+#[derive(Debug, Args)]
+pub struct ConfigFile {
+    /// That of the receiver
+    #[arg(long, required = true)]
+    pub receiver: bool,
+    /// The file
+    #[arg(long, value_name = "FILE", default_value = crate::agent::config::RECEIVER_TOML)]
+    pub config: PathBuf,
 }
 
 /// Options of `sender`.

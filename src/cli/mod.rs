@@ -3,6 +3,7 @@
 mod arguments;
 mod bar;
 mod clone;
+mod config;
 mod manifest;
 mod output;
 mod promote;
@@ -31,7 +32,8 @@ pub fn main() -> ExitCode {
         Command::Promote(options) => promote::run(&arguments.common, &options, &output),
         Command::Resync(options) => resync::run(&arguments.common, &options, &output),
         Command::Manifest(options) => manifest::run(&options, &output),
-        Command::Receiver(options) => receiver::run(&arguments.common, &options),
+        Command::Config(options) => config::run(&options, &output),
+        Command::Receiver(options) => receiver::run(&arguments.common, &options, &output),
         Command::Sender(options) => sender::run(&arguments.common, &options),
     };
     ExitCode::from(output.finish(result))

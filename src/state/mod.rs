@@ -11,6 +11,7 @@ mod files;
 pub mod keys;
 mod lock;
 pub mod manifest;
+pub mod pairing;
 mod record;
 
 pub use files::{Files, HostFiles, StateFile};

@@ -48,7 +48,7 @@ pub fn tune(socket: &TcpStream) -> Result<()> {
 }
 
 /// `[::1]`, `::1`, `host` and `host:7420` all name a host and a port.
-fn with_port(address: &str) -> String {
+pub fn with_port(address: &str) -> String {
     let has_port = match address.rsplit_once(':') {
         Some((host, port)) => {
             !port.is_empty() && port.bytes().all(|digit| digit.is_ascii_digit()) && (!host.contains(':') || host.ends_with(']'))
