@@ -107,6 +107,12 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 pub const HANDSHAKES_MAX: usize = 256;
 /// Sessions at once: each holds about ten megabytes of buffers.
 pub const SESSIONS_MAX: usize = 64;
+/// Invitations open at once.
+pub const INVITES_MAX: usize = 64;
+/// Connections that hand in a token at once: their keys are nobody's yet.
+pub const PAIRINGS_MAX: usize = 8;
+/// Longest message of pairing, and longest token.
+pub const PAIRING_MESSAGE_BYTES_MAX: usize = 4096;
 /// Time to wait for another process that changes the list of paired hosts.
 pub const PAIRING_LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Silence of the peer's kernel after which keepalives are sent, and the time between them.

@@ -20,6 +20,16 @@ impl Pin {
         hash.copy_from_slice(ring_crypto::digest::digest(&ring_crypto::digest::SHA256, public_key).as_ref());
         Pin(hash)
     }
+
+    /// The hash itself.
+    pub fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// From the hash itself.
+    pub fn from_bytes(hash: [u8; 32]) -> Pin {
+        Pin(hash)
+    }
 }
 
 impl fmt::Display for Pin {

@@ -5,14 +5,16 @@
 //! the others and the daemon go on.
 
 use super::config::{Grant, ReceiverConfig};
+use super::pairing;
 use super::replicas::{HostReplicas, find_replica};
 use super::served::{Busy, Client, Served};
 use crate::error::{Context, Error, Kind, Result};
-use crate::limits::STOP_POLL;
+use crate::limits::{PAIRINGS_MAX, STOP_POLL};
 use crate::pin::Pin;
 use crate::progress::Progress;
 use crate::receiver::{self, Received};
 use crate::ring::Choice;
+use crate::state::pairing::{self as lists, Enrolled};
 use crate::state::{StateDir, keys};
 use crate::transport::tls::{self, OwnKey, Protocol, Raw, Tls};
 use crate::transport::{Wire, tcp};
@@ -51,6 +53,7 @@ struct Shared {
     stop: Arc<AtomicBool>,
     busy: Arc<Busy>,
     sessions: AtomicUsize,
+    pairings: AtomicUsize,
     handshakes: Mutex<VecDeque<(u64, TcpStream)>>,
 }
 
@@ -82,6 +85,7 @@ impl Daemon {
             stop: self.stop,
             busy: Arc::default(),
             sessions: AtomicUsize::new(0),
+            pairings: AtomicUsize::new(0),
             handshakes: Mutex::default(),
         });
         ready(listener.local_addr().context(Kind::Failed, || "ask for the listening address")?, shared.key.pin());
@@ -197,6 +201,7 @@ impl Shared {
             // Somebody knocked and left, or was too slow: not worth a line each.
             Err(error) if matches!(error.kind(), Kind::Transient | Kind::Interrupted) => {}
             Err(error) => say(&format!("refused from={from}: {}", error.chain())),
+            Ok(tls) if tls.protocol() == Protocol::Pairing => self.pair(&config, tls, from),
             Ok(tls) => self.session(&config, tls, from),
         }
     }
@@ -212,14 +217,42 @@ impl Shared {
     fn admits(&self, protocol: Protocol, pin: &Pin) -> bool {
         match protocol {
             Protocol::Session => self.client(pin).is_some(),
-            Protocol::Pairing => false,
+            Protocol::Pairing => pairing::is_anybody_invited(&self.state),
         }
     }
 
-    /// Whose key this is and what it may do.
+    /// Whose key this is and what it may do. The list of the enrolled is read each time: another process may
+    /// have revoked one.
     fn client(&self, pin: &Pin) -> Option<(String, Vec<Grant>)> {
         let config = self.config();
-        config.clients.iter().find(|client| client.key == *pin).map(|client| (client.name.clone(), client.allow.clone()))
+        if let Some(client) = config.clients.iter().find(|client| client.key == *pin) {
+            return Some((client.name.clone(), client.allow.clone()));
+        }
+        let enrolled = match lists::list::<Enrolled>(self.state.path()) {
+            Ok(enrolled) => enrolled,
+            Err(error) => {
+                say(&error.chain());
+                return None;
+            }
+        };
+        enrolled.iter().find(|client| client.key == *pin).map(|client| (client.name.clone(), pairing::grants(client)))
+    }
+
+    /// Takes a token in.
+    fn pair(&self, config: &ReceiverConfig, mut tls: Tls, from: SocketAddr) {
+        tls.deadline().set(config.handshake_timeout, "its token");
+        let names: Vec<String> = config.clients.iter().map(|client| client.name.clone()).collect();
+        let room = self.pairings.fetch_add(1, Ordering::Relaxed) < PAIRINGS_MAX;
+        if room {
+            match pairing::enrol(&self.state, &mut tls, &names) {
+                Ok(client) => {
+                    say(&format!("paired client={} key={} from={from} replicas={}", client.name, client.key, client.replicas.join(",")))
+                }
+                Err(error) => say(&format!("refused pairing from={from}: {:?}", error.chain())),
+            }
+        }
+        drop(tls);
+        self.pairings.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// One session and its line in the log.

@@ -4,6 +4,7 @@ mod attempt;
 pub mod config;
 mod daemon;
 mod link;
+pub mod pairing;
 mod place;
 mod reading;
 mod receivers;

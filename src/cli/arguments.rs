@@ -10,6 +10,7 @@ use crate::ring::Choice;
 use crate::sender::Compress;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Replicates block devices; the replica is always exactly some complete generation.
 ///
@@ -87,6 +88,11 @@ pub enum Command {
     Promote(PromoteOptions),
     /// Look into a manifest file
     Manifest(ManifestOptions),
+    /// Make two hosts known to each other
+    ///
+    /// `pair invite` at the receiver prints a token, `pair accept TOKEN` at the sending host hands it in: each then
+    /// knows the other's key.
+    Pair(PairOptions),
     /// Check, explain and show configuration files
     Config(ConfigOptions),
     /// The receiving end: serve the replicas of receiver.toml to paired hosts
@@ -260,6 +266,67 @@ pub struct ReceiverOptions {
     /// What is served, and to whom
     #[arg(long, value_name = "FILE", default_value = crate::agent::config::RECEIVER_TOML)]
     pub config: PathBuf,
+}
+
+/// Options of `pair`.
+#[derive(Debug, Args)]
+pub struct PairOptions {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: PairAction,
+    /// The receiver's configuration, where there is one: its state directory, port and clients
+    #[arg(long, global = true, value_name = "FILE", default_value = crate::agent::config::RECEIVER_TOML)]
+    pub config: PathBuf,
+}
+
+/// What to do about pairs.
+#[derive(Debug, Subcommand)]
+pub enum PairAction {
+    /// Print the name of this host's key; it is made at first use
+    Key,
+    /// At the receiver: print a token for one sending host
+    Invite(InviteOptions),
+    /// At the sending host: hand a token in
+    Accept(AcceptOptions),
+    /// Show who is paired with this host
+    List,
+    /// Forget a client or a receiver, or take open invitations back
+    Revoke(RevokeOptions),
+}
+
+/// Options of `pair invite`.
+#[derive(Debug, Args)]
+pub struct InviteOptions {
+    /// What the host may push to and verify; `*` stands for anything
+    #[arg(long, value_name = "NAME")]
+    pub replica: String,
+    /// How long the token can be used
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = crate::agent::config::parse_duration)]
+    pub expires: Duration,
+    /// How the sending host reaches this one [default: this host's name, and the port of receiver.toml]
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub address: Option<String>,
+}
+
+/// Options of `pair accept`.
+#[derive(Debug, Args)]
+pub struct AcceptOptions {
+    /// What `pair invite` printed
+    pub token: String,
+    /// How the receiver is to call this host [default: its name]
+    #[arg(long)]
+    pub name: Option<String>,
+}
+
+/// Options of `pair revoke`.
+#[derive(Debug, Args)]
+pub struct RevokeOptions {
+    /// A client's name or key, or a receiver's HOST:PORT, as `pair list` shows them
+    #[arg(required_unless_present = "invites")]
+    pub name: Option<String>,
+    /// Take every open invitation back
+    #[arg(long)]
+    pub invites: bool,
 }
 
 /// Options of `config`.

@@ -6,6 +6,7 @@ mod clone;
 mod config;
 mod manifest;
 mod output;
+mod pair;
 mod promote;
 mod receiver;
 mod resync;
@@ -32,6 +33,7 @@ pub fn main() -> ExitCode {
         Command::Promote(options) => promote::run(&arguments.common, &options, &output),
         Command::Resync(options) => resync::run(&arguments.common, &options, &output),
         Command::Manifest(options) => manifest::run(&options, &output),
+        Command::Pair(options) => pair::run(&arguments.common, &options, &output),
         Command::Config(options) => config::run(&options, &output),
         Command::Receiver(options) => receiver::run(&arguments.common, &options, &output),
         Command::Sender(options) => sender::run(&arguments.common, &options),

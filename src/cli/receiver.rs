@@ -3,13 +3,13 @@
 use super::arguments::{Common, ReceiverOptions};
 use super::clone::state_dir;
 use super::output::Output;
+use super::pair::state_of;
 use super::signals;
 use crate::agent::config::ReceiverConfig;
 use crate::agent::{self, Daemon, HostReplicas};
 use crate::error::{Context, Kind, Result};
 use crate::progress::Progress;
 use crate::receiver;
-use crate::state::StateDir;
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
 
@@ -19,10 +19,7 @@ pub fn run(common: &Common, options: &ReceiverOptions, output: &Output) -> Resul
         return one_session(common);
     }
     let config = ReceiverConfig::load(&options.config)?;
-    let state = match (&common.state_dir, &config.state_dir) {
-        (None, Some(configured)) => StateDir::open(configured)?,
-        _ => state_dir(common)?,
-    };
+    let state = state_of(common, Some(&config))?;
     let (stop, reload) = (signals::stop_flag()?, signals::reload_flag()?);
     // A socket that systemd listens on for us.
     let inherited = ListenFd::from_env().take_tcp_listener(0).context(Kind::Usage, || "take over the socket of systemd")?;

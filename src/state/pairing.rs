@@ -23,6 +23,30 @@ pub struct KnownReceiver {
     pub pin: Pin,
 }
 
+/// A host that a token enrolled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enrolled {
+    /// How the log calls it.
+    pub name: String,
+    /// The key it has to prove.
+    pub key: Pin,
+    /// The replicas it may push to and verify; `*` stands for anything.
+    pub replicas: Vec<String>,
+    /// When: milliseconds since 1970.
+    pub since_ms: u64,
+}
+
+/// A token that nobody has used yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Invite {
+    /// Hash of its secret; the secret is in the token alone.
+    pub secret_hash: String,
+    /// The replicas it gives.
+    pub replica: String,
+    /// Until when: milliseconds since 1970.
+    pub expires_ms: u64,
+}
+
 /// A kind of entry and the file its list lies in.
 pub trait Entry: Serialize + DeserializeOwned {
     /// Name of the file.
@@ -31,6 +55,14 @@ pub trait Entry: Serialize + DeserializeOwned {
 
 impl Entry for KnownReceiver {
     const FILE: &'static str = "receivers.json";
+}
+
+impl Entry for Enrolled {
+    const FILE: &'static str = "clients.json";
+}
+
+impl Entry for Invite {
+    const FILE: &'static str = "invites.json";
 }
 
 fn folder(state: &Path) -> PathBuf {

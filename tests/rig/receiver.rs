@@ -94,6 +94,12 @@ impl Receiver {
         run(&self.state(), arguments)
     }
 
+    /// How many threads it has.
+    #[allow(dead_code)]
+    pub fn threads(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/task", self.child.id())).map_or(0, Iterator::count)
+    }
+
     pub fn is_alive(&mut self) -> bool {
         self.child.try_wait().expect("wait for the receiver").is_none()
     }
