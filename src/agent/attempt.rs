@@ -270,7 +270,13 @@ fn push(job: &Job, pass: &mut Pass<'_>, host: &str, progress: &Progress) -> Resu
 /// A receiver daemon.
 fn deliver(job: &Job, pass: &mut Pass<'_>, address: &str, progress: &Progress) -> Result<Outcome> {
     let mut wire = receivers::wire(&job.state, address, job.pin, job.choice, progress)?;
-    sender::send(pass, &mut wire)
+    match sender::send(pass, &mut wire) {
+        // A signal that stopped the receiver is none to us: the next try may find it running again.
+        Err(error) if error.is_from_peer() && error.kind() == Kind::Interrupted && !progress.stopped() => {
+            Err(error.with_kind(Kind::Transient))
+        }
+        other => other,
+    }
 }
 
 /// The sender on another host: the same line with the ends exchanged.

@@ -20,6 +20,7 @@ use crate::transport::tls::{self, OwnKey, Protocol, Raw, Tls};
 use crate::transport::{Wire, tcp};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::VecDeque;
+use std::io::Write;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -61,8 +62,26 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A line of the log. Where nobody reads it any more, the daemon goes on.
 fn say(text: &str) {
-    eprintln!("blockferry: {text}");
+    let _ = writeln!(std::io::stderr(), "blockferry: {text}");
+}
+
+/// One of a number that is limited; dropped = given back, also where a bug of ours ends a session.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl Counted<'_> {
+    /// Counts one more; with it, how many there are now.
+    fn one(counter: &AtomicUsize) -> (Counted<'_>, usize) {
+        let count = counter.fetch_add(1, Ordering::Relaxed) + 1;
+        (Counted(counter), count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Daemon {
@@ -242,8 +261,8 @@ impl Shared {
     fn pair(&self, config: &ReceiverConfig, mut tls: Tls, from: SocketAddr) {
         tls.deadline().set(config.handshake_timeout, "its token");
         let names: Vec<String> = config.clients.iter().map(|client| client.name.clone()).collect();
-        let room = self.pairings.fetch_add(1, Ordering::Relaxed) < PAIRINGS_MAX;
-        if room {
+        let (_counted, count) = Counted::one(&self.pairings);
+        if count <= PAIRINGS_MAX {
             match pairing::enrol(&self.state, &mut tls, &names) {
                 Ok(client) => {
                     say(&format!("paired client={} key={} from={from} replicas={}", client.name, client.key, client.replicas.join(",")))
@@ -252,7 +271,6 @@ impl Shared {
             }
         }
         drop(tls);
-        self.pairings.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// One session and its line in the log.
@@ -265,14 +283,13 @@ impl Shared {
         let host = HostReplicas::new(self.state.clone(), self.choice);
         let client = Client { name: name.clone(), from: from.to_string(), grants };
         let mut served = Served::new(Arc::clone(config), client, Arc::clone(&self.busy), host, deadline);
-        let count = self.sessions.fetch_add(1, Ordering::Relaxed) + 1;
+        let (_counted, count) = Counted::one(&self.sessions);
         let result = Wire::new(Box::new(tls)).and_then(|mut wire| {
             if count > config.sessions_max {
                 return self.turn_away(&mut wire, config.sessions_max);
             }
             receiver::receive(&mut wire, &mut served, &progress)
         });
-        self.sessions.fetch_sub(1, Ordering::Relaxed);
         let (replica, operation) = served.asked();
         let received = progress.sent_bytes.load(Ordering::Relaxed);
         let result = match &result {
