@@ -8,15 +8,9 @@
 //! | 5 | [`cli`] | words typed by a person |
 //! | 4 | [`agent`] | decides when and how often; one attempt from lock to summary |
 //! | 3 | [`sender`], [`receiver`] | one snapshot in, one delta out; one delta in, one generation out |
-//! | 2 | [`disk`], [`transport`], `lvm`, [`state`] | a device, a stream, a snapshot, what we remember |
-//! | 1 | [`format`](mod@format), [`ring`] | what bytes mean; asking the kernel to move them |
-//! | 0 | [`error`], [`limits`], [`extent`], [`digest`], [`identity`], [`progress`], [`failpoint`] | words |
-//! | 5 | [`cli`] | words typed by a person |
-//! | 4 | [`agent`] | decides when and how often; one attempt from lock to summary |
-//! | 3 | [`sender`], [`receiver`] | one snapshot in, one delta out; one delta in, one generation out |
 //! | 2 | [`disk`], [`transport`], [`lvm`], [`state`] | a device, a stream, a snapshot, what we remember |
 //! | 1 | [`format`](mod@format), [`ring`] | what bytes mean; asking the kernel to move them |
-//! | 0 | [`error`], [`limits`], [`extent`], [`digest`], [`identity`], [`progress`], [`failpoint`] | words |
+//! | 0 | [`error`], [`limits`], [`extent`], [`digest`], [`identity`], [`pin`], [`progress`], [`failpoint`] | words |
 //!
 //! The data goes one way:
 //! reader → hasher → comparer → compressor → framer → transport → deframer → journal → applier → committer.
@@ -35,6 +29,7 @@ pub mod format;
 pub mod identity;
 pub mod limits;
 pub mod lvm;
+pub mod pin;
 pub mod progress;
 pub mod receiver;
 pub mod ring;

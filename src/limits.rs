@@ -100,6 +100,31 @@ pub const REMOVE_TRIES: u32 = 20;
 /// Time between two such tries.
 pub const REMOVE_PAUSE: Duration = Duration::from_millis(250);
 
+/// Time limit for a connection to be made.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time limit from a connection to the end of its TLS handshake, and from there to the first frame.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections at once that have not proven a key: each is a thread and a few kilobytes. One more closes the
+/// oldest, so that a crowd that says nothing cannot keep out one that does.
+pub const HANDSHAKES_MAX: usize = 256;
+/// Sessions at once: each holds about ten megabytes of buffers.
+pub const SESSIONS_MAX: usize = 64;
+/// Invitations open at once.
+pub const INVITES_MAX: usize = 64;
+/// Connections that hand in a token at once: their keys are nobody's yet.
+pub const PAIRINGS_MAX: usize = 8;
+/// Longest message of pairing, and longest token.
+pub const PAIRING_MESSAGE_BYTES_MAX: usize = 4096;
+/// Time to wait for another process that changes the list of paired hosts.
+pub const PAIRING_LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Silence of the peer's kernel after which keepalives are sent, and the time between them.
+pub const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+/// Keepalives without an answer after which a connection counts as gone.
+pub const KEEPALIVE_PROBES: u32 = 6;
+/// How long a closing end takes in what the other still sends: bytes left unread would turn the close into
+/// a reset, which destroys our last words on their way.
+pub const LINGER: Duration = Duration::from_secs(2);
+
 /// How often a wait looks at the stop flag.
 pub const STOP_POLL: Duration = Duration::from_millis(200);
 /// Time without a byte moved after which a peer counts as gone.

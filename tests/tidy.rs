@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// The rooms by floor, as in `src/lib.rs`. A new room gets its floor there and here.
 const FLOORS: [&[&str]; 6] = [
-    &["error", "limits", "extent", "digest", "identity", "progress", "failpoint"],
+    &["error", "limits", "extent", "digest", "identity", "pin", "progress", "failpoint"],
     &["format", "ring"],
     &["disk", "transport", "lvm", "state"],
     &["sender", "receiver"],

@@ -4,18 +4,21 @@
 //! |---|---|---|---|
 //! | here | here | this thread | a second thread, over memory |
 //! | here | there | this thread | `blockferry receiver --stdio` there |
+//! | here | `blockferry://…` | this thread | the daemon there |
 //! | there | here | `blockferry sender --stdio` there | this thread |
 
 use super::link::Remote;
 use super::now_ms;
 use super::place::{Place, absolute};
 use super::reading::{Origin, Snapshots, When};
+use super::receivers;
 use super::replicas::HostReplicas;
 use super::sources::{Source, Wishes, passing_record, relationship_of_target};
 use crate::digest::Algorithm;
 use crate::disk::identity;
 use crate::error::{Context, Error, Kind, Result};
 use crate::format::stream::{Ack, Counts, Mode, Purpose};
+use crate::pin::Pin;
 use crate::progress::Progress;
 use crate::receiver::{self, Received};
 use crate::ring::Choice;
@@ -49,6 +52,8 @@ pub struct Job {
     pub algorithm: Option<Algorithm>,
     /// How to reach other hosts.
     pub remote: Remote,
+    /// The key of the receiver daemon, where it was typed.
+    pub pin: Option<Pin>,
     /// Which engine moves the bytes.
     pub choice: Choice,
     /// Whether and how the source is snapshotted.
@@ -104,8 +109,16 @@ pub fn clone(job: &Job, here: &Progress, there: &Progress, on_difference: &mut O
             let label = format!("{host}:{path}");
             with_source(job, source, &Pair { label: &label, target: path, known: None }, run, here, on_difference)
         }
+        (Place::Local(source), Place::Receiver { address, replica }) => {
+            let run = |pass: &mut Pass<'_>| deliver(job, pass, address, here);
+            let label = job.target.to_string();
+            with_source(job, source, &Pair { label: &label, target: replica, known: None }, run, here, on_difference)
+        }
+        (Place::Receiver { .. }, _) => {
+            Err(Error::new(Kind::Usage, "a replica of a receiver is no source: name its device on its own host"))
+        }
         (Place::Remote { host, path }, Place::Local(target)) => pull(job, host, path, target, here),
-        (Place::Remote { .. }, Place::Remote { .. }) => {
+        (Place::Remote { .. }, Place::Remote { .. } | Place::Receiver { .. }) => {
             Err(Error::new(Kind::Usage, "SRC and DST are both on other hosts: run blockferry on one of them"))
         }
     }
@@ -122,6 +135,9 @@ pub fn verify(job: &Job, here: &Progress, there: &Progress, on_difference: &mut 
         }
         (Place::Local(source), Place::Remote { host, path }) => {
             in_passing(&job, source, path, |pass| push(&job, pass, host, here), here, on_difference)
+        }
+        (Place::Local(source), Place::Receiver { address, replica }) => {
+            in_passing(&job, source, replica, |pass| deliver(&job, pass, address, here), here, on_difference)
         }
         _ => Err(Error::new(Kind::Usage, "verify reads SRC on this host: run it on the host of the source")),
     }
@@ -252,6 +268,18 @@ fn push(job: &Job, pass: &mut Pass<'_>, host: &str, progress: &Progress) -> Resu
     let (link, stream) = job.remote.connect(host, &["receiver", "--stdio"], job.choice, &progress.stop)?;
     let result = Wire::new(Box::new(stream)).and_then(|mut wire| sender::send(pass, &mut wire));
     link.close(result)
+}
+
+/// A receiver daemon.
+fn deliver(job: &Job, pass: &mut Pass<'_>, address: &str, progress: &Progress) -> Result<Outcome> {
+    let mut wire = receivers::wire(&job.state, address, job.pin, job.choice, progress)?;
+    match sender::send(pass, &mut wire) {
+        // A signal that stopped the receiver is none to us: the next try may find it running again.
+        Err(error) if error.is_from_peer() && error.kind() == Kind::Interrupted && !progress.stopped() => {
+            Err(error.with_kind(Kind::Transient))
+        }
+        other => other,
+    }
 }
 
 /// The sender on another host: the same line with the ends exchanged.

@@ -1,4 +1,4 @@
-//! What SRC and DST mean: a path here, or `HOST:PATH` as in rsync and scp.
+//! What SRC and DST mean: a path here, `HOST:PATH` as in rsync and scp, or `blockferry://HOST/REPLICA`.
 
 use crate::error::{Context, Error, Kind, Result};
 use std::path::{Path, PathBuf};
@@ -16,13 +16,31 @@ pub enum Place {
         /// The path there.
         path: String,
     },
+    /// A replica of a receiver daemon.
+    Receiver {
+        /// `HOST` or `HOST:PORT`.
+        address: String,
+        /// What the receiver calls it.
+        replica: String,
+    },
 }
+
+/// How a receiver's replica is written.
+const SCHEME: &str = "blockferry://";
 
 impl FromStr for Place {
     type Err = String;
 
     /// A colon before the first slash makes it remote; `./a:b` is a local file of that name.
     fn from_str(text: &str) -> Result<Place, String> {
+        if let Some(rest) = text.strip_prefix(SCHEME) {
+            let (address, replica) = rest.split_once('/').unwrap_or((rest, ""));
+            return match (address, replica) {
+                ("", _) => Err(format!("has no host behind {SCHEME}")),
+                (_, "") => Err(format!("names no replica: {SCHEME}{address}/NAME")),
+                _ => Ok(Place::Receiver { address: address.to_owned(), replica: replica.to_owned() }),
+            };
+        }
         let before_slash = text.split('/').next().unwrap_or_default();
         match before_slash.split_once(':') {
             _ if text.is_empty() => Err("is empty".to_owned()),
@@ -41,6 +59,7 @@ impl std::fmt::Display for Place {
         match self {
             Place::Local(path) => path.display().fmt(f),
             Place::Remote { host, path } => write!(f, "{host}:{path}"),
+            Place::Receiver { address, replica } => write!(f, "{SCHEME}{address}/{replica}"),
         }
     }
 }
@@ -68,6 +87,10 @@ mod tests {
         assert_eq!("root@db1:rel/x".parse(), Ok(remote("root@db1", "rel/x")));
         assert_eq!("/dev/a:b".parse(), Ok(Place::Local("/dev/a:b".into())));
         assert_eq!("./a:b".parse(), Ok(Place::Local("./a:b".into())));
+        let receiver = Place::Receiver { address: "dr1:99".into(), replica: "db".into() };
+        assert_eq!("blockferry://dr1:99/db".parse(), Ok(receiver.clone()));
+        assert_eq!(receiver.to_string(), "blockferry://dr1:99/db");
+        assert!("blockferry://dr1".parse::<Place>().is_err() && "blockferry:///db".parse::<Place>().is_err());
         assert!("host:".parse::<Place>().is_err());
         assert!(":x".parse::<Place>().is_err());
         assert!("-oProxyCommand=x:y".parse::<Place>().is_err());

@@ -25,6 +25,11 @@ impl HostReplicas {
         HostReplicas { state, choice }
     }
 
+    /// What is remembered of a relationship, if anything.
+    pub fn record(&self, relationship: &uuid::Uuid) -> Result<Option<ReplicaRecord>> {
+        ReplicaRecord::load(&HostFiles::new(&self.state.folder(Side::Replicas, relationship)))
+    }
+
     /// Refuses a target that is another relationship's replica; with --overwrite that one is given up.
     fn check_claims(&self, hello: &Hello, identity: &Identity) -> Result<()> {
         for relationship in self.state.relationships(Side::Replicas)? {

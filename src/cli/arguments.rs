@@ -5,10 +5,12 @@ use crate::agent::{Place, Snapshots, When};
 use crate::digest::Algorithm;
 use crate::limits::EXTENT_BYTES_DEFAULT;
 use crate::lvm::{CowSize, Policy, Room};
+use crate::pin::Pin;
 use crate::ring::Choice;
 use crate::sender::Compress;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Replicates block devices; the replica is always exactly some complete generation.
 ///
@@ -70,7 +72,7 @@ pub enum Command {
     /// Copy a volume to a replica; run again, send only what changed
     ///
     /// SRC and DST are block devices or image files, here or as HOST:PATH on another host (through ssh, one
-    /// of the two). The target of a new pair must be free of data: --overwrite says that it may be lost; blocks
+    /// of the two); DST may also be blockferry://HOST[:PORT]/REPLICA, a replica of a receiver. The target of a new pair must be free of data: --overwrite says that it may be lost; blocks
     /// that are equal already are found and kept. Interrupted at any point, the same command goes on from there.
     Clone(CloneOptions),
     /// Read both sides and compare; exit 7 where they differ
@@ -92,7 +94,16 @@ pub enum Command {
     Doctor(DoctorOptions),
     /// Look into a manifest file
     Manifest(ManifestOptions),
-    /// The receiving end
+    /// Make two hosts known to each other
+    ///
+    /// `pair invite` at the receiver prints a token, `pair accept TOKEN` at the sending host hands it in: each then
+    /// knows the other's key.
+    Pair(PairOptions),
+    /// Check, explain and show configuration files
+    Config(ConfigOptions),
+    /// The receiving end: serve the replicas of receiver.toml to paired hosts
+    ///
+    /// SIGTERM stops every session at a point to go on from; SIGHUP reads the configuration again.
     Receiver(ReceiverOptions),
     /// The sending end of a pull; run by the other side
     #[command(hide = true)]
@@ -108,6 +119,9 @@ pub struct RemoteOptions {
     /// How blockferry is called on the other host, options included
     #[arg(long, value_name = "COMMAND", default_value = "blockferry")]
     pub remote_program: String,
+    /// The key of the receiver of blockferry://…; without it the one that pairing wrote down
+    #[arg(long, value_name = "sha256:…")]
+    pub pin: Option<Pin>,
 }
 
 /// How the source is read.
@@ -178,7 +192,7 @@ pub struct PassOptions {
 pub struct CloneOptions {
     /// The volume: a block device, an image file, or HOST:PATH
     pub src: Place,
-    /// The replica: a block device, an image file (made where it does not exist), or HOST:PATH
+    /// The replica: a block device, an image file (made where it does not exist), HOST:PATH, or blockferry://HOST/REPLICA
     pub dst: Place,
     /// How the pass is run.
     #[command(flatten)]
@@ -264,8 +278,102 @@ pub enum ManifestAction {
 #[derive(Debug, Args)]
 pub struct ReceiverOptions {
     /// Serve one session on standard input and output: what `clone` runs on the other host
-    #[arg(long, required = true)]
+    #[arg(long, conflicts_with = "config")]
     pub stdio: bool,
+    /// What is served, and to whom
+    #[arg(long, value_name = "FILE", default_value = crate::agent::config::RECEIVER_TOML)]
+    pub config: PathBuf,
+}
+
+/// Options of `pair`.
+#[derive(Debug, Args)]
+pub struct PairOptions {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: PairAction,
+    /// The receiver's configuration, where there is one: its state directory, port and clients
+    #[arg(long, global = true, value_name = "FILE", default_value = crate::agent::config::RECEIVER_TOML)]
+    pub config: PathBuf,
+}
+
+/// What to do about pairs.
+#[derive(Debug, Subcommand)]
+pub enum PairAction {
+    /// Print the name of this host's key; it is made at first use
+    Key,
+    /// At the receiver: print a token for one sending host
+    Invite(InviteOptions),
+    /// At the sending host: hand a token in
+    Accept(AcceptOptions),
+    /// Show who is paired with this host
+    List,
+    /// Forget a client or a receiver, or take open invitations back
+    Revoke(RevokeOptions),
+}
+
+/// Options of `pair invite`.
+#[derive(Debug, Args)]
+pub struct InviteOptions {
+    /// What the host may push to and verify; `*` stands for anything
+    #[arg(long, value_name = "NAME")]
+    pub replica: String,
+    /// How long the token can be used
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = crate::agent::config::parse_duration)]
+    pub expires: Duration,
+    /// How the sending host reaches this one [default: this host's name, and the port of receiver.toml]
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub address: Option<String>,
+}
+
+/// Options of `pair accept`.
+#[derive(Debug, Args)]
+pub struct AcceptOptions {
+    /// What `pair invite` printed
+    pub token: String,
+    /// How the receiver is to call this host [default: its name]
+    #[arg(long)]
+    pub name: Option<String>,
+}
+
+/// Options of `pair revoke`.
+#[derive(Debug, Args)]
+pub struct RevokeOptions {
+    /// A client's name or key, or a receiver's HOST:PORT, as `pair list` shows them
+    #[arg(required_unless_present = "invites")]
+    pub name: Option<String>,
+    /// Take every open invitation back
+    #[arg(long)]
+    pub invites: bool,
+}
+
+/// Options of `config`.
+#[derive(Debug, Args)]
+pub struct ConfigOptions {
+    /// What to do with it.
+    #[command(subcommand)]
+    pub action: ConfigAction,
+}
+
+/// What to do with a configuration.
+#[derive(Debug, Subcommand)]
+pub enum ConfigAction {
+    /// Say what is wrong with it, or nothing
+    Check(ConfigFile),
+    /// Print a full one with comments
+    Example(ConfigFile),
+    /// Print what is in effect, defaults included
+    Show(ConfigFile),
+}
+
+/// Which configuration.
+#[derive(Debug, Args)]
+pub struct ConfigFile {
+    /// That of the receiver
+    #[arg(long, required = true)]
+    pub receiver: bool,
+    /// The file
+    #[arg(long, value_name = "FILE", default_value = crate::agent::config::RECEIVER_TOML)]
+    pub config: PathBuf,
 }
 
 /// Options of `sender`.

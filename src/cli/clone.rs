@@ -46,6 +46,7 @@ pub fn job(
         extent_bytes: pass.and_then(|pass| pass.extent_size),
         algorithm: pass.and_then(|pass| pass.hash).map(Into::into),
         remote: Remote { shell: remote.rsh.clone(), program: remote.remote_program.clone() },
+        pin: remote.pin,
         choice: common.io.into(),
         snapshots: snapshot.policy(),
         state: state_dir(common)?,

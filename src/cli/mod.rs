@@ -3,9 +3,11 @@
 mod arguments;
 mod bar;
 mod clone;
+mod config;
 mod doctor;
 mod manifest;
 mod output;
+mod pair;
 mod promote;
 mod receiver;
 mod resync;
@@ -37,7 +39,9 @@ pub fn main() -> ExitCode {
         Command::Resync(options) => resync::run(&arguments.common, &options, &output),
         Command::Doctor(options) => doctor::run(&arguments.common, &options, &output),
         Command::Manifest(options) => manifest::run(&options, &output),
-        Command::Receiver(options) => receiver::run(&arguments.common, &options),
+        Command::Pair(options) => pair::run(&arguments.common, &options, &output),
+        Command::Config(options) => config::run(&options, &output),
+        Command::Receiver(options) => receiver::run(&arguments.common, &options, &output),
         Command::Sender(options) => sender::run(&arguments.common, &options),
     };
     ExitCode::from(output.finish(result))

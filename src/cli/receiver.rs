@@ -2,14 +2,39 @@
 
 use super::arguments::{Common, ReceiverOptions};
 use super::clone::state_dir;
+use super::output::Output;
+use super::pair::state_of;
 use super::signals;
-use crate::agent::{self, HostReplicas};
-use crate::error::Result;
+use crate::agent::config::ReceiverConfig;
+use crate::agent::{self, Daemon, HostReplicas};
+use crate::error::{Context, Kind, Result};
 use crate::progress::Progress;
 use crate::receiver;
+use listenfd::ListenFd;
+use sd_notify::NotifyState;
 
-/// Serves one session on standard input and output.
-pub fn run(common: &Common, _options: &ReceiverOptions) -> Result<()> {
+/// Serves one session on standard input and output, or paired hosts until a signal.
+pub fn run(common: &Common, options: &ReceiverOptions, output: &Output) -> Result<()> {
+    if options.stdio {
+        return one_session(common);
+    }
+    let config = ReceiverConfig::load(&options.config)?;
+    let state = state_of(common, Some(&config))?;
+    let (stop, reload) = (signals::stop_flag()?, signals::reload_flag()?);
+    // A socket that systemd listens on for us.
+    let inherited = ListenFd::from_env().take_tcp_listener(0).context(Kind::Usage, || "take over the socket of systemd")?;
+    let daemon = Daemon { config, config_path: options.config.clone(), state, choice: common.io.into(), stop, reload };
+    let result = daemon.run(inherited, |address, pin| {
+        if !output.quiet {
+            eprintln!("blockferry: listening on {address}, key {pin}");
+        }
+        let _ = sd_notify::notify(false, &[NotifyState::Ready]);
+    });
+    let _ = sd_notify::notify(false, &[NotifyState::Stopping]);
+    result
+}
+
+fn one_session(common: &Common) -> Result<()> {
     let progress = Progress::new(signals::stop_flag()?);
     let choice = common.io.into();
     let mut wire = agent::stdio(choice, &progress)?;

@@ -1,7 +1,7 @@
 //! The first SIGINT or SIGTERM asks the run to stop at a resumable point; the second ends it at once.
 
 use crate::error::{Context, Kind, Result};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -21,6 +21,13 @@ pub fn stop_flag() -> Result<Arc<AtomicBool>> {
         flag::register(signal, Arc::clone(&stop)).context(Kind::Failed, place)?;
     }
     Ok(stop)
+}
+
+/// Installs the handler of SIGHUP: the flag is set by each, and whoever acts on it takes it down.
+pub fn reload_flag() -> Result<Arc<AtomicBool>> {
+    let reload = Arc::new(AtomicBool::new(false));
+    flag::register(SIGHUP, Arc::clone(&reload)).context(Kind::Failed, || "install a signal handler")?;
+    Ok(reload)
 }
 
 /// 128 and the number of the signal that stopped the run.

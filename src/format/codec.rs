@@ -60,7 +60,8 @@ impl Writer {
         self.raw(&value.as_bytes()[..end])
     }
 
-    fn raw(&mut self, bytes: &[u8]) -> &mut Writer {
+    /// Bytes whose number both sides know.
+    pub fn raw(&mut self, bytes: &[u8]) -> &mut Writer {
         self.bytes.extend_from_slice(bytes);
         self
     }
@@ -92,7 +93,8 @@ impl<'a> Reader<'a> {
         Ok(taken)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+    /// As many bytes as the array has.
+    pub fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
         let mut array = [0; N];
         array.copy_from_slice(self.take(N)?);
         Ok(array)

@@ -81,7 +81,7 @@ impl HostFiles {
     }
 }
 
-fn sync_folder(folder: &Path) -> Result<()> {
+pub(super) fn sync_folder(folder: &Path) -> Result<()> {
     File::open(folder).and_then(|dir| dir.sync_all()).context(Kind::Storage, || format!("sync the folder {}", folder.display()))
 }
 

@@ -8,8 +8,10 @@
 //! `record` is the truth: what else lies beside it is believed as far as the record says.
 
 mod files;
+pub mod keys;
 mod lock;
 pub mod manifest;
+pub mod pairing;
 mod record;
 
 pub use files::{Files, HostFiles, StateFile};

@@ -7,6 +7,8 @@
 mod inbox;
 pub mod memory;
 pub mod stream;
+pub mod tcp;
+pub mod tls;
 pub mod wire;
 
 pub use inbox::Inbox;

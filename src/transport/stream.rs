@@ -11,8 +11,9 @@ use nix::fcntl::{FcntlArg, fcntl};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::sync::Arc;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What a pipe is asked to hold: what an unprivileged process may have.
@@ -24,6 +25,27 @@ const RECEIVE: u64 = 2;
 /// The error of a run that was asked to stop.
 pub fn interrupted() -> Error {
     Error::new(Kind::Interrupted, "stopped by a signal")
+}
+
+/// A time by which a stream's waits end; whoever holds a clone may set it or take it away.
+#[derive(Clone, Debug, Default)]
+pub struct Deadline(Arc<Mutex<Option<(Instant, &'static str)>>>);
+
+impl Deadline {
+    /// From now on the peer has `limit` for `what`.
+    pub fn set(&self, limit: Duration, what: &'static str) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now() + limit, what));
+    }
+
+    /// The peer may take its time again.
+    pub fn clear(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn missed(&self) -> Option<&'static str> {
+        let set = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        set.filter(|(until, _)| Instant::now() >= *until).map(|(_, what)| what)
+    }
 }
 
 /// One end of a connection over two descriptors.
@@ -40,6 +62,7 @@ pub struct Stream {
     send_failure: Option<(Kind, String)>,
     last_progress: Instant,
     stall: Duration,
+    deadline: Deadline,
     stop: Arc<AtomicBool>,
 }
 
@@ -65,8 +88,19 @@ impl Stream {
             send_failure: None,
             last_progress: Instant::now(),
             stall: STALL_TIMEOUT,
+            deadline: Deadline::default(),
             stop,
         })
+    }
+
+    /// The handle to this stream's deadline; there is none until one is set.
+    pub fn deadline(&self) -> Deadline {
+        self.deadline.clone()
+    }
+
+    /// Tells the peer's kernel that nothing more follows, where the writer is a socket.
+    pub fn shut_down(&mut self) {
+        let _ = nix::sys::socket::shutdown(self.writer.as_raw_fd(), nix::sys::socket::Shutdown::Write);
     }
 
     /// Starts the next queued buffer when none is on its way.
@@ -84,6 +118,9 @@ impl Stream {
 
     /// Takes one completion, or looks at the stop flag and the clock.
     fn step(&mut self) -> Result<()> {
+        if let Some(what) = self.deadline.missed() {
+            return Err(Error::new(Kind::Transient, format!("{} took too long for {what}: connection given up", self.peer)));
+        }
         match self.engine.wait(Some(STOP_POLL)).context(Kind::Failed, || format!("wait for {}", self.peer))? {
             Some(done) => {
                 self.last_progress = Instant::now();

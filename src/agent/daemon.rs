@@ -1,0 +1,313 @@
+//! `blockferry receiver`: listens, lets paired hosts in, and serves each in a thread of its own.
+//!
+//! What costs memory comes after what proves a key: a connection begins as a thread and a few
+//! kilobytes, and of those the oldest goes when there are too many. Whatever happens in one session,
+//! the others and the daemon go on.
+
+use super::config::{Grant, ReceiverConfig};
+use super::pairing;
+use super::replicas::{HostReplicas, find_replica};
+use super::served::{Busy, Client, Served};
+use crate::error::{Context, Error, Kind, Result};
+use crate::limits::{PAIRINGS_MAX, STOP_POLL};
+use crate::pin::Pin;
+use crate::progress::Progress;
+use crate::receiver::{self, Received};
+use crate::ring::Choice;
+use crate::state::pairing::{self as lists, Enrolled};
+use crate::state::{StateDir, keys};
+use crate::transport::tls::{self, OwnKey, Protocol, Raw, Tls};
+use crate::transport::{Wire, tcp};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::collections::VecDeque;
+use std::io::Write;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+/// What the daemon is started with.
+pub struct Daemon {
+    /// The configuration.
+    pub config: ReceiverConfig,
+    /// Where it came from, to be read again.
+    pub config_path: PathBuf,
+    /// What we remember.
+    pub state: StateDir,
+    /// Which engine moves the bytes.
+    pub choice: Choice,
+    /// Ends the daemon and its sessions at a resumable point.
+    pub stop: Arc<AtomicBool>,
+    /// Asks for the configuration to be read again.
+    pub reload: Arc<AtomicBool>,
+}
+
+/// What the threads share.
+struct Shared {
+    config: Mutex<Arc<ReceiverConfig>>,
+    state: StateDir,
+    key: OwnKey,
+    choice: Choice,
+    stop: Arc<AtomicBool>,
+    busy: Arc<Busy>,
+    sessions: AtomicUsize,
+    pairings: AtomicUsize,
+    handshakes: Mutex<VecDeque<(u64, TcpStream)>>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A line of the log. Where nobody reads it any more, the daemon goes on.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "blockferry: {text}");
+}
+
+/// One of a number that is limited; dropped = given back, also where a bug of ours ends a session.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl Counted<'_> {
+    /// Counts one more; with it, how many there are now.
+    fn one(counter: &AtomicUsize) -> (Counted<'_>, usize) {
+        let count = counter.fetch_add(1, Ordering::Relaxed) + 1;
+        (Counted(counter), count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Daemon {
+    /// Serves until the stop flag is set and every session has ended. `ready` is called once connections
+    /// are taken, with the address. `inherited`: a socket that systemd listens on for us.
+    pub fn run(self, inherited: Option<TcpListener>, ready: impl FnOnce(SocketAddr, &Pin)) -> Result<()> {
+        let key = OwnKey::new(&keys::own_key(self.state.path())?)?;
+        self.config.warnings().iter().for_each(|word| say(word));
+        recover_all(&self.config, &self.state, self.choice);
+        let listener = match inherited {
+            Some(listener) => listener,
+            None => tcp::listen(&self.config.listen)?,
+        };
+        listener.set_nonblocking(true).context(Kind::Failed, || "set up the listening socket")?;
+        let shared = Arc::new(Shared {
+            config: Mutex::new(Arc::new(self.config)),
+            state: self.state,
+            key,
+            choice: self.choice,
+            stop: self.stop,
+            busy: Arc::default(),
+            sessions: AtomicUsize::new(0),
+            pairings: AtomicUsize::new(0),
+            handshakes: Mutex::default(),
+        });
+        ready(listener.local_addr().context(Kind::Failed, || "ask for the listening address")?, shared.key.pin());
+        let mut threads: Vec<JoinHandle<()>> = Vec::new();
+        let mut number = 0;
+        while !shared.stop.load(Ordering::Relaxed) {
+            if self.reload.swap(false, Ordering::Relaxed) {
+                shared.reload(&self.config_path);
+            }
+            threads.retain(|thread| !thread.is_finished());
+            let mut waiting = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+            // A signal ends the wait: the flags are looked at again.
+            let _ = poll(&mut waiting, PollTimeout::try_from(STOP_POLL).unwrap_or(PollTimeout::ZERO));
+            match listener.accept() {
+                Ok((socket, from)) => {
+                    number += 1;
+                    threads.extend(shared.begin(number, socket, from));
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(error) => {
+                    // Out of descriptors, or a connection that was gone at once: neither ends the daemon.
+                    say(&format!("take a connection: {error}"));
+                    std::thread::sleep(STOP_POLL);
+                }
+            }
+        }
+        drop(listener);
+        for thread in threads {
+            let _ = thread.join();
+        }
+        Ok(())
+    }
+}
+
+/// Completes what a crash left, so that every replica is a whole generation before its source comes back.
+fn recover_all(config: &ReceiverConfig, state: &StateDir, choice: Choice) {
+    for replica in &config.replicas {
+        let recover = || -> Result<()> {
+            let path = replica.device.path();
+            if !path.exists() {
+                return Ok(());
+            }
+            let (mut site, record) = match find_replica(state, &path.display().to_string(), choice) {
+                Ok(found) => found,
+                // Never copied to.
+                Err(error) if error.kind() == Kind::Usage => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            if record.promotion.is_none()
+                && let Some(disk) = site.open_disk(true)?
+            {
+                receiver::recover(&*site, disk)?;
+            }
+            Ok(())
+        };
+        if let Err(error) = recover() {
+            say(&format!("recover replica {}: {}", replica.name, error.chain()));
+        }
+    }
+}
+
+impl Shared {
+    fn config(&self) -> Arc<ReceiverConfig> {
+        Arc::clone(&locked(&self.config))
+    }
+
+    /// Takes a changed configuration over for sessions that begin from now on; a bad one changes nothing.
+    fn reload(&self, path: &std::path::Path) {
+        match ReceiverConfig::load(path) {
+            Ok(new) => {
+                new.warnings().iter().for_each(|word| say(word));
+                let mut config = locked(&self.config);
+                if (&new.listen, &new.state_dir) != (&config.listen, &config.state_dir) {
+                    say("listen and state_dir change with a restart, not with a reload");
+                }
+                *config = Arc::new(new);
+                say("configuration reloaded");
+            }
+            Err(error) => say(&format!("the configuration stays as it was: {}", error.chain())),
+        }
+    }
+
+    /// Gives a new connection its thread; the oldest one without a key may have to go for it.
+    fn begin(self: &Arc<Shared>, number: u64, socket: TcpStream, from: SocketAddr) -> Option<JoinHandle<()>> {
+        let handle = socket.try_clone().ok()?;
+        {
+            let mut handshakes = locked(&self.handshakes);
+            handshakes.push_back((number, handle));
+            if handshakes.len() > self.config().handshakes_max
+                && let Some((_, oldest)) = handshakes.pop_front()
+            {
+                let _ = oldest.shutdown(Shutdown::Both);
+            }
+        }
+        let shared = Arc::clone(self);
+        let thread = std::thread::Builder::new().name(format!("from {from}"));
+        let spawned = thread.spawn(move || shared.serve(number, socket, from));
+        if spawned.is_err() {
+            self.left_handshake(number);
+        }
+        spawned.ok()
+    }
+
+    fn left_handshake(&self, number: u64) {
+        locked(&self.handshakes).retain(|(other, _)| *other != number);
+    }
+
+    fn serve(self: Arc<Shared>, number: u64, socket: TcpStream, from: SocketAddr) {
+        let config = self.config();
+        let tls = self.handshake(&config, socket, from);
+        self.left_handshake(number);
+        match tls {
+            // Somebody knocked and left, or was too slow: not worth a line each.
+            Err(error) if matches!(error.kind(), Kind::Transient | Kind::Interrupted) => {}
+            Err(error) => say(&format!("refused from={from}: {}", error.chain())),
+            Ok(tls) if tls.protocol() == Protocol::Pairing => self.pair(&config, tls, from),
+            Ok(tls) => self.session(&config, tls, from),
+        }
+    }
+
+    fn handshake(self: &Arc<Shared>, config: &ReceiverConfig, socket: TcpStream, from: SocketAddr) -> Result<Tls> {
+        tcp::tune(&socket)?;
+        let shared = Arc::clone(self);
+        let admit = move |protocol, pin: &Pin| shared.admits(protocol, pin);
+        let raw = Raw { socket, peer: from.to_string(), limit: config.handshake_timeout, choice: self.choice, stop: self.stop.clone() };
+        tls::accept(raw, &self.key, Arc::new(admit))
+    }
+
+    fn admits(&self, protocol: Protocol, pin: &Pin) -> bool {
+        match protocol {
+            Protocol::Session => self.client(pin).is_some(),
+            Protocol::Pairing => pairing::is_anybody_invited(&self.state),
+        }
+    }
+
+    /// Whose key this is and what it may do. The list of the enrolled is read each time: another process may
+    /// have revoked one.
+    fn client(&self, pin: &Pin) -> Option<(String, Vec<Grant>)> {
+        let config = self.config();
+        if let Some(client) = config.clients.iter().find(|client| client.key == *pin) {
+            return Some((client.name.clone(), client.allow.clone()));
+        }
+        let enrolled = match lists::list::<Enrolled>(self.state.path()) {
+            Ok(enrolled) => enrolled,
+            Err(error) => {
+                say(&error.chain());
+                return None;
+            }
+        };
+        enrolled.iter().find(|client| client.key == *pin).map(|client| (client.name.clone(), pairing::grants(client)))
+    }
+
+    /// Takes a token in.
+    fn pair(&self, config: &ReceiverConfig, mut tls: Tls, from: SocketAddr) {
+        tls.deadline().set(config.handshake_timeout, "its token");
+        let names: Vec<String> = config.clients.iter().map(|client| client.name.clone()).collect();
+        let (_counted, count) = Counted::one(&self.pairings);
+        if count <= PAIRINGS_MAX {
+            match pairing::enrol(&self.state, &mut tls, &names) {
+                Ok(client) => {
+                    say(&format!("paired client={} key={} from={from} replicas={}", client.name, client.key, client.replicas.join(",")))
+                }
+                Err(error) => say(&format!("refused pairing from={from}: {:?}", error.chain())),
+            }
+        }
+        drop(tls);
+    }
+
+    /// One session and its line in the log.
+    fn session(&self, config: &Arc<ReceiverConfig>, tls: Tls, from: SocketAddr) {
+        let began = Instant::now();
+        let Some((name, grants)) = tls.peer_pin().ok().and_then(|pin| self.client(&pin)) else { return };
+        let progress = Progress::new(self.stop.clone());
+        let deadline = tls.deadline();
+        deadline.set(config.handshake_timeout, "its first frame");
+        let host = HostReplicas::new(self.state.clone(), self.choice);
+        let client = Client { name: name.clone(), from: from.to_string(), grants };
+        let mut served = Served::new(Arc::clone(config), client, Arc::clone(&self.busy), host, deadline);
+        let (_counted, count) = Counted::one(&self.sessions);
+        let result = Wire::new(Box::new(tls)).and_then(|mut wire| {
+            if count > config.sessions_max {
+                return self.turn_away(&mut wire, config.sessions_max);
+            }
+            receiver::receive(&mut wire, &mut served, &progress)
+        });
+        let (replica, operation) = served.asked();
+        let received = progress.sent_bytes.load(Ordering::Relaxed);
+        let result = match &result {
+            Ok(Received { ack: Some(ack), .. }) => format!("result=committed generation={}", ack.generation),
+            Ok(_) => "result=done".to_owned(),
+            Err(error) => format!("result=failed exit={} reason={:?}", error.kind().exit_code(), error.chain()),
+        };
+        let seconds = began.elapsed().as_secs_f64();
+        say(&format!(
+            "session client={name} from={from} replica={replica:?} op={operation} received={received} seconds={seconds:.1} {result}"
+        ));
+    }
+
+    /// Tells a peer too many that it may come back.
+    fn turn_away(&self, wire: &mut Wire, most: usize) -> Result<Received> {
+        let error = Error::new(Kind::Transient, format!("the receiver serves {most} sessions already: try again later"));
+        let _ = wire.greet();
+        wire.abort(&error);
+        Err(error)
+    }
+}

@@ -1,0 +1,165 @@
+//! What a client of the daemon gets: replicas by name, as far as its grants go, one session each.
+//!
+//! This is the border between what a peer says and what this host does: a peer's word chooses among
+//! the configured names and nothing else. It never reaches a path, and another replica's record is out
+//! of its reach even if it knows that record's number.
+
+use super::config::{Grant, Operation, ReceiverConfig};
+use super::replicas::HostReplicas;
+use crate::disk::{Disk, identity};
+use crate::error::{Error, Kind, Result};
+use crate::format::stream::{Hello, Purpose};
+use crate::identity::Identity;
+use crate::receiver::{Replicas, Site};
+use crate::state::Files;
+use crate::transport::stream::Deadline;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Which replicas have a session, and whose.
+#[derive(Debug, Default)]
+pub struct Busy(Mutex<BTreeMap<String, String>>);
+
+/// A replica that this session has to itself; dropped = given back.
+struct Taken {
+    busy: Arc<Busy>,
+    replica: String,
+}
+
+impl Busy {
+    fn take(self: &Arc<Busy>, replica: &str, client: &Client) -> Result<Taken> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(owner) = all.get(replica) {
+            return Err(Error::new(Kind::Locked, format!("the replica {replica} is in use by a session of {owner}: wait for it")));
+        }
+        all.insert(replica.to_owned(), format!("{} from {}", client.name, client.from));
+        Ok(Taken { busy: Arc::clone(self), replica: replica.to_owned() })
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.busy.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.replica);
+    }
+}
+
+/// Who a session is with.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// How the log calls it.
+    pub name: String,
+    /// Its address.
+    pub from: String,
+    /// What it may do.
+    pub grants: Vec<Grant>,
+}
+
+/// The replicas as one client may see them.
+pub struct Served {
+    config: Arc<ReceiverConfig>,
+    client: Client,
+    busy: Arc<Busy>,
+    host: HostReplicas,
+    deadline: Deadline,
+    asked: Option<(String, Operation)>,
+}
+
+impl Served {
+    /// For one session; its deadline ends with the first frame that makes sense.
+    pub fn new(config: Arc<ReceiverConfig>, client: Client, busy: Arc<Busy>, host: HostReplicas, deadline: Deadline) -> Served {
+        Served { config, client, busy, host, deadline, asked: None }
+    }
+
+    /// What the client asked for: a replica and an operation, for the log.
+    pub fn asked(&self) -> (&str, &'static str) {
+        match &self.asked {
+            Some((replica, Operation::Push)) => (replica, "push"),
+            Some((replica, Operation::Verify)) => (replica, "verify"),
+            None => ("", "none"),
+        }
+    }
+}
+
+impl Replicas for Served {
+    fn find(&mut self, hello: &Hello) -> Result<Box<dyn Site>> {
+        let name = hello.target.as_str();
+        let operation = if hello.purpose == Purpose::Verify { Operation::Verify } else { Operation::Push };
+        self.asked = Some((name.to_owned(), operation));
+        let (verb, word) = if operation == Operation::Push { ("push to", "push") } else { ("verify", "verify") };
+        // One answer for what is not there and for what is not allowed: nobody learns names by asking.
+        let allowed = self.client.grants.iter().any(|grant| grant.covers(name, operation));
+        let Some(entry) = self.config.replica(name).filter(|_| allowed) else {
+            let message = format!(
+                "{} may not {verb} a replica {name:?} here: its entry in receiver.toml needs a replica of that name and op \"{word}\"",
+                self.client.name
+            );
+            return Err(Error::new(Kind::Refused, message));
+        };
+        if hello.overwrite && !entry.overwrite {
+            let message = format!(
+                "--overwrite is not obeyed for the replica {name}: its entry in receiver.toml says whether it may be (overwrite = true)"
+            );
+            return Err(Error::new(Kind::Refused, message));
+        }
+        let taken = self.busy.take(name, &self.client)?;
+        let path = entry.device.path();
+        if !path.exists() && !entry.device.is_made() {
+            return Err(Error::new(
+                Kind::Refused,
+                format!("the device {} of replica {name} does not exist: make it first", path.display()),
+            ));
+        }
+        if let Some(record) = self.host.record(&hello.relationship)?
+            && record.target.path != path
+            && identity::of(&path).map(|identity| identity.stable != record.target.stable).unwrap_or(true)
+        {
+            return Err(Error::new(
+                Kind::Refused,
+                format!("the relationship {} is that of another replica than {name}", hello.relationship),
+            ));
+        }
+        let site = self.host.find(&Hello { target: path.display().to_string(), ..hello.clone() })?;
+        self.deadline.clear();
+        Ok(Box::new(ServedSite { site, _taken: taken }))
+    }
+}
+
+/// A host's site that stays taken as long as it is open.
+struct ServedSite {
+    site: Box<dyn Site>,
+    _taken: Taken,
+}
+
+impl Site for ServedSite {
+    fn name(&self) -> &str {
+        self.site.name()
+    }
+
+    fn files(&self) -> &dyn Files {
+        self.site.files()
+    }
+
+    fn open_disk(&mut self, write: bool) -> Result<Option<Box<dyn Disk>>> {
+        self.site.open_disk(write)
+    }
+
+    fn make_disk(&mut self, bytes: u64) -> Result<Box<dyn Disk>> {
+        self.site.make_disk(bytes)
+    }
+
+    fn identity(&self) -> Result<Identity> {
+        self.site.identity()
+    }
+
+    fn open_journal(&self) -> Result<Option<Box<dyn Disk>>> {
+        self.site.open_journal()
+    }
+
+    fn make_journal(&self) -> Result<Box<dyn Disk>> {
+        self.site.make_journal()
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.site.now_ms()
+    }
+}

@@ -1,0 +1,354 @@
+//! Peers who lie, against a real receiver: what each gets is an error, nothing is written outside the
+//! rules, and the daemon lives on and serves the next.
+//!
+//! The liar holds a key that may push; what it says behind the handshake is made by hand.
+
+#[path = "rig/receiver.rs"]
+mod receiver;
+
+use blockferry::agent::own_key;
+use blockferry::digest::{Algorithm, Digest, Hasher, SECRET_BYTES};
+use blockferry::error::{Error, Kind};
+use blockferry::extent::{ExtentIndex, Geometry};
+use blockferry::format::stream::{
+    self, Begin, Counts, DataTable, Encoding, End, FrameKind, HEADER_BYTES, Hello, Message, Purpose, Welcome,
+};
+use blockferry::limits::{FRAME_BODY_BYTES_MAX, FRAME_PLAIN_BYTES_MAX, HANDSHAKE_TIMEOUT};
+use blockferry::ring::Choice;
+use blockferry::state::{Side, SourceRecord};
+use blockferry::transport::tls::{self, Protocol, Raw};
+use blockferry::transport::{Wire, tcp};
+use receiver::{Agent, Receiver, end};
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+const BOTH: &str = "\"push\", \"verify\"";
+const EXTENT: usize = 64 << 10;
+const EXTENTS: usize = 16;
+
+fn wire(agent: &Agent, receiver: &Receiver) -> Wire {
+    let socket = tcp::connect(&receiver.address, HANDSHAKE_TIMEOUT).unwrap();
+    let stop = Default::default();
+    let raw = Raw { socket, peer: "the receiver".into(), limit: HANDSHAKE_TIMEOUT, choice: Choice::Blocking, stop };
+    let tls = tls::connect(raw, &own_key(&agent.state).unwrap(), receiver.pin, Protocol::Session).unwrap();
+    Wire::new(Box::new(tls)).unwrap()
+}
+
+fn hello(replica: &str) -> Hello {
+    Hello {
+        purpose: Purpose::Replicate,
+        overwrite: false,
+        rehash: false,
+        relationship: Uuid::now_v7(),
+        epoch: Uuid::now_v7(),
+        generation: 0,
+        root: Digest::UNKNOWN,
+        volume_bytes: (EXTENT * EXTENTS) as u64,
+        extent_bytes: EXTENT as u32,
+        algorithm: Algorithm::Xxh3,
+        secret: [5; SECRET_BYTES],
+        target: replica.to_owned(),
+        source: "a liar\nresult=committed".to_owned(),
+    }
+}
+
+/// Greets and introduces itself; what the receiver answers.
+fn introduce(wire: &mut Wire, hello: &Hello) -> Result<Welcome, Error> {
+    wire.greet()?;
+    wire.say(&Message::Hello(Box::new(hello.clone())))?;
+    let Message::Welcome(welcome) = wire.hear()? else { panic!("no welcome") };
+    let Message::HaveEnd = wire.hear()? else { panic!("a list nobody asked for") };
+    Ok(welcome)
+}
+
+/// A Data frame that says what it is told to say.
+struct Lie {
+    extents: Vec<u64>,
+    content: Vec<u8>,
+    digest: Option<Digest>,
+    plain_bytes: Option<usize>,
+    payload: Option<Vec<u8>>,
+}
+
+impl Lie {
+    /// Whole extents that are what they should be: a lie becomes one by what is changed.
+    fn about(extents: &[u64]) -> Lie {
+        let content = vec![3; EXTENT * extents.len()];
+        Lie { extents: extents.to_vec(), content, digest: None, plain_bytes: None, payload: None }
+    }
+
+    fn frame(&self) -> Vec<u8> {
+        let hello = hello("");
+        let geometry = Geometry::new(hello.volume_bytes, hello.extent_bytes).unwrap();
+        let hasher = Hasher::new(hello.algorithm, &hello.secret);
+        let mut table = DataTable::new(&geometry);
+        let right = hasher.extent(&self.content[..EXTENT], &mut Vec::new());
+        for extent in &self.extents {
+            table.push(ExtentIndex(*extent), &self.digest.unwrap_or(right), &[0xff; 2]);
+        }
+        let (payload, encoding) = match &self.payload {
+            Some(packed) => (packed, Encoding::Zstd),
+            None => (&self.content, Encoding::Stored),
+        };
+        let mut frame = vec![0; table.payload_at() + payload.len()];
+        frame[table.payload_at()..].copy_from_slice(payload);
+        let plain_bytes = self.plain_bytes.unwrap_or(self.content.len());
+        let bytes = table.write(&mut frame, plain_bytes, payload.len(), encoding, true);
+        frame.truncate(bytes);
+        frame
+    }
+}
+
+fn packed(bytes: usize) -> Vec<u8> {
+    zstd::bulk::compress(&vec![3; bytes], 1).unwrap()
+}
+
+fn ending(generation: u64, root: Digest) -> Message {
+    Message::End(End { generation, root, counts: Counts::default() })
+}
+
+/// Sends frames behind a Begin and returns what the receiver says to them.
+fn lie(agent: &Agent, receiver: &Receiver, replica: &str, frames: &[Vec<u8>]) -> String {
+    let mut wire = wire(agent, receiver);
+    introduce(&mut wire, &hello(replica)).unwrap();
+    wire.put(&Message::Begin(Begin { generation: 1, source_time_ms: 1 })).unwrap();
+    for frame in frames {
+        wire.put_bytes(frame).unwrap();
+    }
+    wire.push().unwrap();
+    let refused = wire.hear().unwrap_err();
+    assert!(refused.is_from_peer(), "{}", refused.chain());
+    refused.chain()
+}
+
+#[test]
+fn lies_about_extents_and_payloads_are_named_and_not_written() {
+    let liar = Agent::new();
+    let bomb = packed(256 << 20);
+    assert!(bomb.len() < 100_000, "256 MiB in a small frame");
+    let mut oversize = vec![0; HEADER_BYTES];
+    stream::write_header(&mut oversize, FrameKind::Data, FRAME_BODY_BYTES_MAX + 1, 0);
+    let mut endless = vec![0; HEADER_BYTES];
+    stream::write_header(&mut endless, FrameKind::Data, u32::MAX as usize, 0);
+    let mut flipped = Lie::about(&[1]).frame();
+    flipped[HEADER_BYTES + 3] ^= 1;
+    let zero = |first, count| stream::encode(&Message::Zero { first, count });
+    let seal = stream::encode(&Message::HaveEnd);
+    let cases: Vec<(&str, Vec<u8>, &str)> = vec![
+        ("behind-the-end", Lie::about(&[EXTENTS as u64]).frame(), "beyond the end"),
+        ("far-out", Lie::about(&[u64::MAX]).frame(), "beyond the end"),
+        ("twice", Lie::about(&[3, 3]).frame(), "out of order"),
+        ("backwards", Lie::about(&[3, 7, 5]).frame(), "out of order"),
+        ("bomb", Lie { payload: Some(bomb), ..Lie::about(&[1]) }.frame(), "does not unpack"),
+        ("too-much", Lie { payload: Some(packed(EXTENT + 1)), ..Lie::about(&[1]) }.frame(), "does not unpack"),
+        ("too-little", Lie { payload: Some(packed(EXTENT - 1)), ..Lie::about(&[1]) }.frame(), "unpacks to less"),
+        ("garbage", Lie { payload: Some(vec![0xee; 1000]), ..Lie::about(&[1]) }.frame(), "does not unpack"),
+        ("sums", Lie { plain_bytes: Some(EXTENT + 4096), payload: Some(packed(EXTENT)), ..Lie::about(&[1]) }.frame(), "do not add up"),
+        ("large", Lie { plain_bytes: Some(FRAME_PLAIN_BYTES_MAX + 1), payload: Some(packed(9)), ..Lie::about(&[1]) }.frame(), "too large"),
+        ("digest", Lie { digest: Some(Digest([9; 16])), ..Lie::about(&[1]) }.frame(), "digest"),
+        ("unknown-digest", Lie { digest: Some(Digest::UNKNOWN), ..Lie::about(&[1]) }.frame(), "no digest"),
+        ("oversize", oversize, "out of bounds"),
+        ("endless", endless, "out of bounds"),
+        ("flipped", flipped, "damaged"),
+        ("zero-far", zero(EXTENTS as u64, 1), ""),
+        ("zero-long", zero(1, EXTENTS as u64), ""),
+        ("zero-overflow", zero(u64::MAX, u64::MAX), ""),
+        ("other-kind", seal, "no place"),
+        ("no-frame", vec![0x55; 4096], "frame mark"),
+        ("root", stream::encode(&ending(1, Digest([8; 16]))), "the delta makes root"),
+        ("generation", stream::encode(&ending(7, Digest([8; 16]))), "another generation"),
+    ];
+    let mut names: Vec<&str> = cases.iter().map(|(name, ..)| *name).collect();
+    names.push("honest");
+    let mut receiver = Receiver::start(&names, &liar.entry("liar", "*", BOTH));
+    for (name, frame, words) in &cases {
+        let said = lie(&liar, &receiver, name, std::slice::from_ref(frame));
+        assert!(said.contains(words), "{name}: {said}");
+        receiver.wait_for(&format!("replica={name:?} op=push"));
+        let written = fs::read(receiver.image(name)).unwrap_or_default();
+        assert!(written.iter().all(|byte| *byte == 0), "{name}: something was written");
+        assert!(receiver.is_alive(), "{name}:\n{}", receiver.log());
+    }
+    let log = receiver.log();
+    assert!(!log.contains("panicked") && !log.contains("result=committed"), "{log}");
+    let image = liar.image("volume", EXTENT * EXTENTS, 1);
+    let (code, said) = end(&liar.pass("clone", &image, &receiver, "honest", &[]));
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[test]
+fn a_greeting_that_is_none_and_a_first_frame_that_is_none_end_the_session() {
+    let liar = Agent::new();
+    let mut receiver = Receiver::start(&["db"], &liar.entry("liar", "*", BOTH));
+    let mut long = wire(&liar, &receiver);
+    long.put_bytes(&vec![b'x'; 1 << 20]).unwrap();
+    long.push().unwrap();
+    receiver.wait_for("result=failed");
+    drop(long);
+    let mut other = wire(&liar, &receiver);
+    other.greet().unwrap();
+    other.say(&Message::Survey).unwrap();
+    assert!(other.hear().unwrap_err().chain().contains("did not introduce itself"));
+    for broken in [
+        Hello { volume_bytes: u64::MAX, ..hello("db") },
+        Hello { volume_bytes: 0, ..hello("db") },
+        Hello { extent_bytes: 3, ..hello("db") },
+        Hello { extent_bytes: 1 << 31, ..hello("db") },
+        Hello { target: "x".repeat(4000), ..hello("db") },
+        Hello { target: "/etc/passwd".into(), ..hello("db") },
+    ] {
+        let mut wire = wire(&liar, &receiver);
+        assert!(introduce(&mut wire, &broken).unwrap_err().is_from_peer());
+    }
+    assert!(receiver.is_alive() && !receiver.image("db").exists());
+    assert_eq!(fs::read_dir(receiver.state().join("replicas")).unwrap().count(), 0);
+}
+
+/// What the sender's own files say of its relationship, for a liar who knows it all.
+fn known(agent: &Agent, replica: &str) -> Hello {
+    let relationship = agent.state.relationships(Side::Sources).unwrap()[0];
+    let record = SourceRecord::load(&agent.state.files(Side::Sources, &relationship).unwrap()).unwrap().unwrap();
+    Hello {
+        relationship,
+        epoch: record.epoch,
+        generation: record.generation,
+        root: record.root,
+        volume_bytes: record.volume_bytes,
+        extent_bytes: record.extent_bytes,
+        algorithm: record.algorithm,
+        secret: record.secret,
+        ..hello(replica)
+    }
+}
+
+#[test]
+fn a_wrong_relationship_epoch_base_or_size_changes_nothing() {
+    let agent = Agent::new();
+    let receiver = Receiver::start(&["db", "other"], &agent.entry("prod1", "*", BOTH));
+    let image = agent.image("volume", EXTENT * EXTENTS, 1);
+    assert_eq!(end(&agent.pass("clone", &image, &receiver, "db", &[])).0, Some(0));
+    let right = known(&agent, "db");
+    let cases = [
+        ("is the replica of", Kind::Refused, Hello { relationship: Uuid::now_v7(), ..right.clone() }),
+        ("that of another replica", Kind::Refused, Hello { target: "other".into(), ..right.clone() }),
+        ("secret differ", Kind::Refused, Hello { secret: [1; SECRET_BYTES], ..right.clone() }),
+        ("shrank", Kind::Refused, Hello { volume_bytes: right.volume_bytes / 2, ..right.clone() }),
+        ("", Kind::Operator, Hello { epoch: Uuid::now_v7(), ..right.clone() }),
+        ("not obeyed", Kind::Refused, Hello { overwrite: true, ..right.clone() }),
+    ];
+    for (words, kind, lie) in cases {
+        let refused = introduce(&mut wire(&agent, &receiver), &lie).unwrap_err();
+        assert!(refused.is_from_peer() && refused.chain().contains(words), "{}", refused.chain());
+        assert_eq!(refused.kind(), kind, "{}", refused.chain());
+    }
+    // The old session once more, and a generation that leaves one out.
+    for generation in [1, 3] {
+        let mut wire = wire(&agent, &receiver);
+        introduce(&mut wire, &right).unwrap();
+        wire.say(&Message::Begin(Begin { generation, source_time_ms: 1 })).unwrap();
+        let refused = wire.hear().unwrap_err();
+        assert!(refused.chain().contains("but 2 comes next"), "{}", refused.chain());
+    }
+    assert_eq!(fs::read(&image).unwrap(), fs::read(receiver.image("db")).unwrap());
+    assert!(!receiver.image("other").exists());
+    let (code, said) = end(&agent.pass("clone", &image, &receiver, "db", &[]));
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[test]
+fn what_comes_after_the_end_is_not_heard() {
+    let agent = Agent::new();
+    let receiver = Receiver::start(&["db"], &agent.entry("prod1", "*", BOTH));
+    let image = agent.image("volume", EXTENT * EXTENTS, 1);
+    assert_eq!(end(&agent.pass("clone", &image, &receiver, "db", &[])).0, Some(0));
+    let right = known(&agent, "db");
+    let mut wire = wire(&agent, &receiver);
+    introduce(&mut wire, &right).unwrap();
+    wire.put(&Message::Begin(Begin { generation: 2, source_time_ms: 1 })).unwrap();
+    wire.put(&ending(2, right.root)).unwrap();
+    wire.put_bytes(&Lie::about(&[1]).frame()).unwrap();
+    wire.put(&Message::Zero { first: 0, count: EXTENTS as u64 }).unwrap();
+    wire.push().unwrap();
+    let Message::Ack(ack) = wire.hear().unwrap() else { panic!("no commit") };
+    assert_eq!((ack.generation, ack.root), (2, right.root));
+    drop(wire);
+    receiver.wait_for("result=committed generation=2");
+    assert_eq!(fs::read(&image).unwrap(), fs::read(receiver.image("db")).unwrap());
+}
+
+#[test]
+fn the_second_owner_of_a_replica_and_a_session_too_many_are_told_to_come_back() {
+    let agent = Agent::new();
+    let mut receiver = Receiver::start(&["db", "web"], &format!("sessions_max = 2\n{}", agent.entry("prod1", "*", BOTH)));
+    let image = agent.image("volume", 1 << 20, 1);
+    let mut first = wire(&agent, &receiver);
+    introduce(&mut first, &hello("db")).unwrap();
+    let (code, said) = end(&agent.pass("clone", &image, &receiver, "db", &[]));
+    assert_eq!(code, Some(5), "{said}");
+    assert!(said.contains("in use by a session of prod1 from 127.0.0.1:"), "{said}");
+    let mut second = wire(&agent, &receiver);
+    introduce(&mut second, &hello("web")).unwrap();
+    let (code, said) = end(&agent.pass("clone", &image, &receiver, "web", &[]));
+    assert_eq!(code, Some(4), "{said}");
+    assert!(said.contains("serves 2 sessions already"), "{said}");
+    drop(first);
+    receiver.wait_for("replica=\"db\" op=push");
+    let (code, said) = end(&agent.pass("clone", &image, &receiver, "db", &[]));
+    assert_eq!(code, Some(0), "{said}");
+    // A session that is open does not hold up the end of the daemon; its peer hears why.
+    assert_eq!(receiver.stop(), Some(0), "{}", receiver.log());
+    let stopped = second.hear().unwrap_err();
+    assert_eq!(stopped.kind(), Kind::Interrupted, "{}", stopped.chain());
+}
+
+#[test]
+fn silence_and_a_trickle_end_by_the_time_limit() {
+    let agent = Agent::new();
+    let mut receiver = Receiver::start(&["db"], &format!("handshake_timeout = \"700ms\"\n{}", agent.entry("prod1", "*", BOTH)));
+    let begun = Instant::now();
+    let silent = TcpStream::connect(&receiver.address).unwrap();
+    let mut trickle = TcpStream::connect(&receiver.address).unwrap();
+    let known = wire(&agent, &receiver);
+    for byte in [22, 3, 1, 1, 0] {
+        let _ = trickle.write_all(&[byte]);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    for mut socket in [&silent, &trickle] {
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let ended = socket.read(&mut [0; 64]);
+        assert!(
+            matches!(&ended, Ok(0)) || ended.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset),
+            "{ended:?}"
+        );
+    }
+    // One with a key that says nothing has the same time again.
+    receiver.wait_for("took too long for its first frame");
+    drop(known);
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    assert!(receiver.is_alive());
+}
+
+#[test]
+fn a_thousand_silent_connections_keep_nobody_out() {
+    let (_, most) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap();
+    let _ = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, most.min(4096), most);
+    let agent = Agent::new();
+    let rest = format!("handshakes_max = 16\nhandshake_timeout = \"60s\"\n{}", agent.entry("prod1", "*", BOTH));
+    let mut receiver = Receiver::start(&["db"], &rest);
+    let image = agent.image("volume", 1 << 20, 1);
+    let crowd: Vec<TcpStream> = (0..1000).map(|_| TcpStream::connect(&receiver.address).unwrap()).collect();
+    let (code, said) = end(&agent.pass("clone", &image, &receiver, "db", &[]));
+    assert_eq!(code, Some(0), "{said}");
+    let until = Instant::now() + Duration::from_secs(10);
+    while receiver.threads() > 16 + 4 {
+        assert!(Instant::now() < until, "{} threads", receiver.threads());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(receiver.is_alive());
+    drop(crowd);
+    assert_eq!(end(&agent.pass("verify", &image, &receiver, "db", &[])).0, Some(0));
+    assert_eq!(receiver.stop(), Some(0));
+}
