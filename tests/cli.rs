@@ -70,7 +70,7 @@ fn what_cannot_be_understood_exits_2_and_touches_nothing() {
         (&["clone", "-oProxyCommand=x:y", "b"], "unexpected argument '-o'"),
         (&["clone", "--", "-oProxyCommand=x:y", "b"], "has no host before its colon"),
         (&["manifest"], "Usage: blockferry manifest"),
-        (&["receiver"], "--stdio"),
+        (&["receiver", "--config", "/no/such.toml"], "config example --receiver"),
     ] {
         let ended = ferry.run(arguments);
         ended.says(2, &[word]);
