@@ -32,9 +32,8 @@ bench:    ## measures; no bench fails on a time
 fuzz:     ## the random tests for longer: make fuzz CASES=100000
 	PROPTEST_CASES=$(or $(CASES),20000) PATH="$$PATH:/usr/sbin:/sbin" $(CARGO) test --release
 
-man: build ## the manual pages under target/man, from the same words as --help
-	mkdir -p target/man
-	target/release/blockferry man target/man
+man:      ## manual pages and shell completions under target/man, from the same words as --help
+	$(CARGO) run --release --example man -- target/man
 
 install: build ## into $(DESTDIR)$(PREFIX)
 	install -D -m 755 target/release/blockferry $(DESTDIR)$(PREFIX)/bin/blockferry

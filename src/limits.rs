@@ -68,6 +68,8 @@ pub const JOURNAL_RESERVE_BYTES: u64 = 16 << 20;
 
 /// Extents of one manifest page: with 64 KiB extents a page is 20 KiB and covers 16 MiB.
 pub const PAGE_EXTENTS: usize = 256;
+/// Zero pages of a manifest that a direct copy forgets with one sync: with 64 KiB extents the 256 MiB of a checkpoint.
+pub const FORGET_PAGES: u64 = 16;
 /// Manifest pages held in memory by one reader or writer.
 pub const PAGES_CACHED: usize = 4;
 
@@ -127,3 +129,6 @@ pub const LINGER: Duration = Duration::from_secs(2);
 pub const STOP_POLL: Duration = Duration::from_millis(200);
 /// Time without a byte moved after which a peer counts as gone.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(120);
+/// Time for the remote shell to end by itself after its stream is closed: a dead link must not hold a
+/// run that has already given it up.
+pub const LINK_CLOSE_TIMEOUT: Duration = Duration::from_secs(5);

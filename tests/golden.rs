@@ -343,7 +343,8 @@ fn manifest_version_1_is_what_it_was() {
     let files = HostFiles::new(folder.path());
     let hasher = Hasher::new(Algorithm::Xxh3, &secret());
     let root = Manifest::open(&files, MANIFEST, &hasher, Damage::Refuse).unwrap().expect("a manifest").about().root;
-    let mut found = manifest::load(&files, 4, &root, &manifest_about().geometry, &hasher).unwrap().expect("the golden generation");
+    let mut found =
+        manifest::load(&files, 4, &root, &manifest_about().geometry, &hasher, Damage::Refuse).unwrap().expect("the golden generation");
     assert_eq!(*found.about(), About { sealed: true, root, ..manifest_about() });
     found.check().unwrap();
     assert_eq!(found.page_digest(1).unwrap(), PAGE_ZERO);

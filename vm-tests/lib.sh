@@ -51,6 +51,8 @@ write_blocks() { dd of="$1" bs=4096 seek="$2" conv=nocreat,notrunc oflag=direct 
 
 noise() { head -c "$1" /dev/urandom; } # BYTES
 
+scatter_noise() { python3 /payload/tools/scatter.py "$@"; } # DEVICE COUNT STRIDE: so many random blocks of 4096, so many blocks apart
+
 noise_at() { # DEVICE MIB-OFFSET MIB-COUNT: random bytes straight onto the device
   noise $(($3 * MIB)) | dd of="$1" bs=1M seek="$2" conv=nocreat,notrunc,fdatasync oflag=direct iflag=fullblock status=none
 }
@@ -212,6 +214,12 @@ without_io_uring() {
   fi
 }
 
+# Runs a command on a kernel without device-mapper, as far as it can see.
+without_device_mapper() { # COMMAND…
+  grep -v device-mapper /proc/misc > /tmp/misc
+  unshare -m bash -c 'mount --bind /tmp/misc /proc/misc && mount --bind /dev/null /dev/mapper/control && exec "$0" "$@"' "$@"
+}
+
 # Runs a command where a file cannot be found or used. The rest of the guest keeps it.
 without_file() { # FILE COMMAND…
   unshare -m bash -c 'mount --bind /dev/null "$0" && exec "$@"' "$@"
@@ -234,11 +242,12 @@ wait_until() { # SECONDS COMMAND…: fails when the command has not succeeded by
   until "$@"; do
     read -r now _ < /proc/uptime
     if [ "${now%.*}" -ge $end ]; then fail "waited $limit s for: $*"; fi
-  read -rt 0.02 -u "$pause" || true
+    read -rt 0.02 -u "$pause" || true
   done
 }
 
-# Bytes written to a device since it was made, zeroing and discards not included: the judge of amounts.
+# Bytes written to a device since it was made: the judge of amounts. Exact for a disk; device-mapper also counts
+# what io_uring submits a second time because it would have had to wait, so there it serves for events.
 written_bytes() { # DEVICE
   local fields
   read -ra fields < "/sys/dev/block/$(stat -Lc %Hr:%Lr "$1")/stat"
@@ -247,7 +256,7 @@ written_bytes() { # DEVICE
 
 snapshot_node() { compgen -G "/dev/$1/*.ferry.*" > /dev/null; } # VG: without a fork, so that not much happens in between
 has_written() { [ "$(written_bytes "$1")" -ge $(($2 * MIB)) ]; } # DEVICE MIB
-journal_holds() { [ -n "$(find "$STATE"/replicas -name journal -size +"$1"M)" ]; } # MIB
+journal_holds() { [ -n "$(find "${2:-$STATE}/replicas" -name journal -size +"$1"M)" ]; } # MIB [STATE-DIR]
 snapshot_appeared() { [ -n "$(snapshots_of_ours)" ]; }
 
 # Asserts how much a command wrote to a device.
@@ -319,10 +328,15 @@ replay_log() { # LOG-DEVICE DEVICE ENTRY SEED
   python3 /payload/tools/replay_log.py "$1" replay "$2" --entries "$3" --seed "$4"
 }
 
-# lvm2 must not find the same volume group twice, below the log and above it.
+# lvm2 must not find the same volume group twice, below the log and above it. A device is hidden when
+# each of its names is.
 hide_from_lvm() { # DEVICE…
-  local device rejects=
-  for device; do rejects+="\"r|^$device\$|\","; done
+  local device name rejects=
+  for device; do
+    for name in "$device" /dev/vm/*; do
+      if [ "$(readlink -f "$name")" = "$device" ]; then rejects+="\"r|^$name\$|\","; fi
+    done
+  done
   { cat /etc/lvm/lvmlocal.stock && echo "devices { filter=[$rejects \"a|.*|\"] }"; } > /etc/lvm/lvmlocal.conf
 }
 show_to_lvm() { cp /etc/lvm/lvmlocal.stock /etc/lvm/lvmlocal.conf; }
@@ -377,6 +391,20 @@ make_two_hosts() {
   ip -n source link set cable up
   ip -n replica link set cable up
 }
+
+# blockferry on the host `source`, with `replica:PATH` reached over the cable. What the replica's host
+# remembers is in $FAR_STATE.
+FAR_STATE=/tmp/far-state
+serve_remote_shell() {
+  on_replica python3 /payload/tools/remote_shell.py serve 9000 > /tmp/remote-shell.log 2>&1 &
+  wait_until 20 on_replica sh -c 'ss -ltn | grep -q 9000'
+}
+ferry_from_source() { # ARGUMENT…
+  on_source blockferry "$@" --state-dir "$STATE" --rsh 'python3 /payload/tools/remote_shell.py 9000' \
+    --remote-program "blockferry --state-dir $FAR_STATE"
+}
+receiver_is_gone() { ! pgrep -f 'receiver --stdio' > /dev/null; }
+arrived_bytes() { on_replica cat /sys/class/net/cable/statistics/rx_bytes; } # over the cable, since it was plugged in
 
 on_source() { ip netns exec source "$@"; }
 on_replica() { ip netns exec replica "$@"; }

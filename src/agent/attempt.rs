@@ -23,7 +23,7 @@ use crate::progress::Progress;
 use crate::receiver::{self, Received};
 use crate::ring::Choice;
 use crate::sender::{self, Compress, Order, Outcome, Pass};
-use crate::state::{HostFiles, StateDir};
+use crate::state::{HostFiles, Lock, StateDir};
 use crate::transport::stream::Stream;
 use crate::transport::{Wire, memory};
 use std::ops::Range;
@@ -172,7 +172,8 @@ fn with_source(
     on_difference: &mut OnDifference<'_>,
 ) -> Result<Report> {
     let origin = Origin::find(path)?;
-    let mut source = Source::open(&job.state, &origin.path, pair.label, pair.known, job.wishes())?;
+    let remember = job.purpose == Purpose::Replicate;
+    let mut source = Source::open(&job.state, &origin.path, pair.label, pair.known, job.wishes(), remember)?;
     let compress = job.compress.unwrap_or(if matches!(job.target, Place::Local(_)) && matches!(job.source, Place::Local(_)) {
         Compress::None
     } else {
@@ -215,6 +216,8 @@ fn in_passing(
     let mut record = passing_record(&origin.path, target, job.wishes())?;
     let folder = job.state.path().join(format!("verify-{}", record.relationship));
     std::fs::create_dir(&folder).context(Kind::Failed, || format!("make {}", folder.display()))?;
+    // Tells a live verification from what a killed one left.
+    let _lock = Lock::take(&folder, "the verification")?;
     let files = HostFiles::new(&folder);
     let result = origin.open(&job.snapshots, None, job.choice).and_then(|mut reading| {
         let (disk, mut watch) = reading.parts();
@@ -311,8 +314,25 @@ pub fn serve_sender(job: &Job, target: &str, label: &str, progress: &Progress) -
     let Place::Local(path) = &job.source else {
         return Err(Error::new(Kind::Usage, "the far end of a pull sends a path of its own host"));
     };
-    let run = |pass: &mut Pass<'_>| stdio(job.choice, progress).and_then(|mut wire| sender::send(pass, &mut wire));
-    with_source(job, path, &Pair { label, target, known: None }, run, progress, &mut |_| {})
+    let mut wire = stdio(job.choice, progress)?;
+    let mut began = false;
+    let run = |pass: &mut Pass<'_>| {
+        began = true;
+        sender::send(pass, &mut wire)
+    };
+    let result = with_source(job, path, &Pair { label, target, known: None }, run, progress, &mut |_| {});
+    if let (Err(error), false) = (&result, began) {
+        excuse(&mut wire, error);
+    }
+    result
+}
+
+/// Tells the other end why no session comes to be: a source that is absent or locked is its operator's
+/// answer, not "the connection was closed".
+pub fn excuse(wire: &mut Wire, error: &Error) {
+    if wire.greet().is_ok() {
+        wire.abort(error);
+    }
 }
 
 /// A wire over standard input and output.

@@ -2,13 +2,15 @@
 //! standard input and output.
 
 use crate::error::{Context, Error, Kind, Result};
+use crate::limits::LINK_CLOSE_TIMEOUT;
 use crate::ring::Choice;
-use crate::transport::stream::Stream;
+use crate::transport::stream::{Stream, interrupted};
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// How other hosts are reached.
 #[derive(Clone, Debug)]
@@ -23,6 +25,7 @@ pub struct Remote {
 pub struct Link {
     child: Child,
     host: String,
+    stop: Arc<AtomicBool>,
 }
 
 impl Remote {
@@ -38,7 +41,7 @@ impl Remote {
         let mut child = command.spawn().context(Kind::Usage, || format!("run the remote shell {shell} (--rsh chooses another)"))?;
         let pipes = child.stdout.take().zip(child.stdin.take());
         let (output, input) = pipes.ok_or_else(|| Error::new(Kind::Failed, "the remote shell has no pipes"))?;
-        let link = Link { child, host: host.to_owned() };
+        let link = Link { child, host: host.to_owned(), stop: Arc::clone(stop) };
         let (reader, writer) = (File::from(OwnedFd::from(output)), File::from(OwnedFd::from(input)));
         let stream = Stream::new(host.to_owned(), reader, writer, choice, stop.clone())?;
         Ok((link, stream))
@@ -49,13 +52,33 @@ impl Link {
     /// Waits for the remote shell after the stream is closed. Its own failure explains ours better
     /// than a closed pipe does.
     pub fn close<T>(mut self, result: Result<T>) -> Result<T> {
-        let status = self.child.wait().context(Kind::Failed, || "wait for the remote shell")?;
+        let status = self.end()?;
+        let stopped = self.stop.load(Ordering::Relaxed);
         match result {
+            // Ctrl-C reaches the whole foreground group: the shell that it ended is no failure of the network.
+            Err(error) if stopped && error.kind() == Kind::Transient => Err(interrupted()),
+            // A signal that stopped the other end is none to us: the next try may find it running again.
+            Err(error) if !stopped && error.is_from_peer() && error.kind() == Kind::Interrupted => Err(error.with_kind(Kind::Transient)),
             Err(error) if !status.success() && error.kind() == Kind::Transient && !error.is_from_peer() => {
                 let message = format!("the remote shell to {} ended with {status}", self.host);
                 Err(Error::because(Kind::Transient, message, error.chain()))
             }
             other => other,
         }
+    }
+
+    /// How the shell ended. One that waits for a link that is dead is killed after a while.
+    fn end(&mut self) -> Result<ExitStatus> {
+        let place = || "wait for the remote shell";
+        let deadline = Instant::now() + LINK_CLOSE_TIMEOUT;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait().context(Kind::Failed, place)? {
+                return Ok(status);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // It may have ended just now; then there is nothing to kill.
+        let _ = self.child.kill();
+        self.child.wait().context(Kind::Failed, place)
     }
 }

@@ -3,6 +3,7 @@
 mod attempt;
 pub mod config;
 mod daemon;
+pub mod doctor;
 mod link;
 pub mod pairing;
 mod place;
@@ -12,7 +13,7 @@ mod replicas;
 mod served;
 mod sources;
 
-pub use attempt::{Job, Report, clone, serve_sender, stdio, verify};
+pub use attempt::{Job, Report, clone, excuse, serve_sender, stdio, verify};
 pub use daemon::Daemon;
 pub use link::Remote;
 pub use place::Place;

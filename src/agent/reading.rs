@@ -79,25 +79,32 @@ impl Origin {
 
     /// Opens what is to be read, with a snapshot where the policy asks for one.
     pub fn open(&self, snapshots: &Snapshots, changed_bytes: Option<u64>, choice: Choice) -> Result<Reading> {
-        let run = Uuid::now_v7().to_string();
+        if self.volume.is_some() {
+            remove_what_died();
+        }
         let Some(volume) = self.wants(snapshots.when)? else {
             let disk = RawDisk::open(&self.path, Access::Read, choice)?;
             return Ok(Reading { disk, snapshot: None });
         };
-        remove_what_died()?;
+        let run = Uuid::now_v7().to_string();
         let snapshot = Snapshot::create(volume, &snapshots.policy, changed_bytes, &run)?;
         let disk = RawDisk::open(snapshot.path(), Access::Read, choice)?;
         Ok(Reading { disk, snapshot: Some(Watched::start(snapshot)) })
     }
 }
 
-/// Snapshots of ours whose process is gone are removed before a new one takes their room.
-fn remove_what_died() -> Result<()> {
-    for leftover in leftovers(None)?.iter().filter(|leftover| !leftover.owner_lives) {
-        remove_leftover(leftover)?;
-        eprintln!("blockferry: removed {}, left by a run that died", leftover.label());
+/// Snapshots of ours whose process is gone are removed at each start: they take room and slow their volume
+/// down, whether or not this run makes one of its own. One that somebody mounted to look at it is no
+/// reason not to replicate.
+fn remove_what_died() {
+    let dead = leftovers(None).map(|found| found.into_iter().filter(|leftover| !leftover.owner_lives).collect::<Vec<_>>());
+    match dead {
+        Ok(dead) => dead.iter().for_each(|leftover| match remove_leftover(leftover) {
+            Ok(()) => eprintln!("blockferry: removed {}, left by a run that died", leftover.label()),
+            Err(error) => eprintln!("blockferry: a snapshot of a run that died stays: {}", error.chain()),
+        }),
+        Err(error) => eprintln!("blockferry: {}", error.chain()),
     }
-    Ok(())
 }
 
 /// An open source. Its snapshot goes with it.

@@ -7,9 +7,9 @@ use crate::disk::raw::{Access, RawDisk};
 use crate::disk::{Disk, guard};
 use crate::error::{Error, Kind, Result};
 use crate::format::stream::{Hello, Purpose};
-use crate::receiver::{Replicas, Site};
+use crate::receiver::{Replicas, Site, promotion};
 use crate::ring::Choice;
-use crate::state::{Files, HostFiles, JOURNAL, Lock, ReplicaRecord, Side, StateDir};
+use crate::state::{Files, HostFiles, JOURNAL, Lock, MANIFEST, NEXT, RECORD, ReplicaRecord, Side, StateDir};
 use std::path::{Path, PathBuf};
 
 /// Targets named by their path: for local clones and for `receiver --stdio`, whose caller already has
@@ -48,6 +48,7 @@ impl HostReplicas {
                 );
                 return Err(Error::new(Kind::Refused, message));
             }
+            check_not_promoted(&record)?;
             if hello.purpose == Purpose::Replicate {
                 let _lock = Lock::take(files.folder(), &format!("the replica {}", identity.path.display()))?;
                 let _ = std::fs::remove_dir_all(files.folder());
@@ -58,7 +59,7 @@ impl HostReplicas {
 }
 
 /// The device must be the one that was paired.
-fn check_identity(record: &ReplicaRecord, identity: &Identity) -> Result<()> {
+pub(super) fn check_identity(record: &ReplicaRecord, identity: &Identity) -> Result<()> {
     if record.target.stable == identity.stable {
         return Ok(());
     }
@@ -69,6 +70,33 @@ fn check_identity(record: &ReplicaRecord, identity: &Identity) -> Result<()> {
         identity.stable
     );
     Err(Error::new(Kind::Refused, message))
+}
+
+/// A mistyped device must not become a file in memory that is lost with the next boot.
+fn check_makeable(path: &Path) -> Result<()> {
+    if path.starts_with("/dev") && !path.starts_with("/dev/shm") {
+        let message =
+            format!("{} does not exist, and no image file is made in /dev: `lsblk` shows how devices are called now", path.display());
+        return Err(Error::new(Kind::Refused, message));
+    }
+    Ok(())
+}
+
+/// What was written since a promotion is thrown away only under its own name, never in passing (I6).
+fn check_not_promoted(record: &ReplicaRecord) -> Result<()> {
+    if record.promotion.is_none() {
+        return Ok(());
+    }
+    let (path, name) = (record.target.path.display(), promotion::name_of(record));
+    let message = format!(
+        "{path} was promoted: --overwrite does not give that up. On the replica's host: `blockferry resync --discard {name} {path}`"
+    );
+    Err(Error::new(Kind::Operator, message))
+}
+
+/// Gives up what was paired. The record goes first: without it nothing of the rest is believed.
+fn forget(files: &HostFiles) -> Result<()> {
+    [RECORD, JOURNAL, NEXT, MANIFEST].into_iter().try_for_each(|name| files.remove(name))
 }
 
 /// A target without a record may only be taken when nothing on it can be missed.
@@ -93,14 +121,23 @@ impl Replicas for HostReplicas {
         let replicate = hello.purpose == Purpose::Replicate;
         let identity = path.exists().then(|| identity::of(&path)).transpose()?;
         let mut lock = None;
-        if folder.join(crate::state::RECORD).exists() {
+        if folder.join(RECORD).exists() {
             lock = Some(Lock::take(&folder, &format!("the replica {}", path.display()))?);
         }
-        let record = ReplicaRecord::load(&HostFiles::new(&folder))?;
+        let files = HostFiles::new(&folder);
+        let mut record = ReplicaRecord::load(&files)?;
+        if identity.is_none() {
+            check_makeable(&path)?;
+        }
         if let (Some(identity), true) = (&identity, hello.purpose != Purpose::Verify) {
             self.check_claims(hello, identity)?;
             if replicate {
                 guard::not_in_use(&path)?;
+            }
+            if let Some(old) = record.as_ref().filter(|record| replicate && hello.overwrite && record.target.stable != identity.stable) {
+                check_not_promoted(old)?;
+                forget(&files)?;
+                record = None;
             }
             match &record {
                 Some(record) => check_identity(record, identity)?,
@@ -108,18 +145,16 @@ impl Replicas for HostReplicas {
                 None => {}
             }
         }
+        // A device is never made anew: one that is away may come back.
+        if let (true, None, Some(old)) = (replicate && hello.overwrite, &identity, record.filter(|record| !record.target.is_device)) {
+            check_not_promoted(&old)?;
+            forget(&files)?;
+        }
         if replicate && lock.is_none() {
             self.state.files(Side::Replicas, &hello.relationship)?;
             lock = Some(Lock::take(&folder, &format!("the replica {}", path.display()))?);
         }
-        Ok(Box::new(HostSite {
-            name: path.display().to_string(),
-            path,
-            files: HostFiles::new(&folder),
-            choice: self.choice,
-            made: replicate,
-            _lock: lock,
-        }))
+        Ok(Box::new(HostSite { name: path.display().to_string(), path, files, choice: self.choice, made: replicate, _lock: lock }))
     }
 }
 
@@ -155,7 +190,7 @@ struct HostSite {
 
 impl Drop for HostSite {
     fn drop(&mut self) {
-        if self.made && !self.files.folder().join(crate::state::RECORD).exists() {
+        if self.made && !self.files.folder().join(RECORD).exists() {
             let _ = std::fs::remove_dir_all(self.files.folder());
         }
     }

@@ -4,7 +4,7 @@ use crate::digest::{Algorithm, Digest, SECRET_BYTES};
 use crate::disk::identity::{self, Identity};
 use crate::error::{Context, Error, Kind, Result};
 use crate::limits::EXTENT_BYTES_DEFAULT;
-use crate::state::{HostFiles, Lock, ReplicaRecord, Side, SourceRecord, StateDir};
+use crate::state::{HostFiles, Lock, RECORD, ReplicaRecord, Side, SourceRecord, StateDir};
 use std::path::Path;
 use uuid::Uuid;
 
@@ -30,8 +30,8 @@ pub struct Source {
 
 impl Source {
     /// Finds or makes the relationship of this source and target. `known`: the target's own record says
-    /// which relationship it belongs to.
-    pub fn open(state: &StateDir, path: &Path, target: &str, known: Option<Uuid>, wishes: Wishes) -> Result<Source> {
+    /// which relationship it belongs to. `remember`: what is found is written down; a dry run does not.
+    pub fn open(state: &StateDir, path: &Path, target: &str, known: Option<Uuid>, wishes: Wishes, remember: bool) -> Result<Source> {
         let identity = identity::of(path)?;
         let found = find(state, &identity, target, known)?;
         let is_new = found.is_none();
@@ -58,7 +58,9 @@ impl Source {
         record.volume_bytes = identity.bytes;
         record.target = target.to_owned();
         record.source = identity;
-        record.store(&files)?;
+        if remember {
+            record.store(&files)?;
+        }
         Ok(Source { record, files, is_new, _lock: lock })
     }
 
@@ -71,7 +73,10 @@ impl Source {
 fn find(state: &StateDir, identity: &Identity, target: &str, known: Option<Uuid>) -> Result<Option<SourceRecord>> {
     for relationship in state.relationships(Side::Sources)? {
         let files = HostFiles::new(&state.folder(Side::Sources, &relationship));
-        let Some(record) = SourceRecord::load(&files)? else { continue };
+        let Some(record) = SourceRecord::load(&files)? else {
+            forget_unborn(files.folder());
+            continue;
+        };
         // An image file may be written anew under its name; a device is the one it is.
         let same_source = record.source.stable == identity.stable || !identity.is_device && record.source.path == identity.path;
         if same_source && (record.target == target || known == Some(relationship)) {
@@ -79,6 +84,17 @@ fn find(state: &StateDir, identity: &Identity, target: &str, known: Option<Uuid>
         }
     }
     Ok(None)
+}
+
+/// Removes the folder of a run that was killed between making it and its first record: no later run would
+/// find it again. A live one holds the lock; one that did not come to its lock yet is left alone.
+fn forget_unborn(folder: &Path) {
+    if folder.join("lock").exists()
+        && let Ok(_lock) = Lock::take(folder, "the pair")
+        && !folder.join(RECORD).exists()
+    {
+        let _ = std::fs::remove_dir_all(folder);
+    }
 }
 
 fn new_record(identity: &Identity, target: &str, wishes: Wishes) -> Result<SourceRecord> {

@@ -72,7 +72,7 @@ pub enum Command {
     /// Copy a volume to a replica; run again, send only what changed
     ///
     /// SRC and DST are block devices or image files, here or as HOST:PATH on another host (through ssh, one
-    /// of the two); DST may also be blockferry://HOST[:PORT]/REPLICA, a replica of a receiver. The target of a new pair must be free of data: --overwrite says that it may be lost; blocks
+    /// of the two); DST may also be blockferry://HOST/REPLICA or blockferry://HOST:PORT/REPLICA, a replica of a receiver. The target of a new pair must be free of data: --overwrite says that it may be lost; blocks
     /// that are equal already are found and kept. Interrupted at any point, the same command goes on from there.
     Clone(CloneOptions),
     /// Read both sides and compare; exit 7 where they differ
@@ -86,6 +86,12 @@ pub enum Command {
     /// A commit that was cut is completed first, without the source. As long as nothing is written to the
     /// replica, the source takes the new history over by itself; after that an operator has to decide.
     Promote(PromoteOptions),
+    /// Find what killed or abandoned runs left, and say what completes it
+    ///
+    /// Exit 0 where nothing is left over, 1 where something is. Pairs that a run is using are passed over.
+    /// Nothing here is urgent: the next clone of a pair completes or cleans what is its own; doctor does it
+    /// without the other side.
+    Doctor(DoctorOptions),
     /// Look into a manifest file
     Manifest(ManifestOptions),
     /// Make two hosts known to each other
@@ -232,6 +238,17 @@ pub struct ResyncOptions {
 pub struct PromoteOptions {
     /// The replica: its path, or its relationship as `status` shows it
     pub replica: String,
+}
+
+/// Options of `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorOptions {
+    /// Complete commits that were cut, and remove files that no run will use
+    #[arg(long)]
+    pub fix: bool,
+    /// Give up what unfinished journals hold, for its room: the next clone sends it again
+    #[arg(long, requires = "fix")]
+    pub drop_journals: bool,
 }
 
 /// Options of `manifest`.

@@ -1,7 +1,7 @@
 //! Progress: a bar on a terminal, one line a minute elsewhere, JSON lines when asked. One thread
 //! reads the run's counters ten times a second; the run itself never waits for it.
 
-use super::output::Output;
+use super::output::{Output, complain, print};
 use crate::progress::{Phase, Progress};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -97,7 +97,7 @@ impl Display {
             let text = "stopping at a point to go on from; a second signal ends at once";
             match &self.bar {
                 Some(bar) => bar.println(text),
-                None => eprintln!("blockferry: {text}"),
+                None => complain(text),
             }
         }
         if let Some(bar) = &self.bar {
@@ -116,16 +116,16 @@ impl Display {
                 "type": "progress", "phase": phase.word(), "total_bytes": total, "scanned_bytes": scanned,
                 "changed_bytes": changed, "sent_bytes": sent, "seconds": self.since.elapsed().as_secs_f64(),
             });
-            println!("{line}");
+            print(&line.to_string());
         } else {
             let percent = (scanned * 100).checked_div(total).unwrap_or(0);
-            eprintln!(
-                "blockferry: {} {percent} % of {}, changed {}, sent {}",
+            complain(&format!(
+                "{} {percent} % of {}, changed {}, sent {}",
                 phase.word(),
                 HumanBytes(total),
                 HumanBytes(changed),
                 HumanBytes(sent)
-            );
+            ));
         }
     }
 

@@ -4,6 +4,7 @@ mod arguments;
 mod bar;
 mod clone;
 mod config;
+mod doctor;
 mod manifest;
 mod output;
 mod pair;
@@ -17,6 +18,7 @@ mod verify;
 
 pub use arguments::Arguments;
 
+use crate::error::{Error, Kind};
 use arguments::Command;
 use clap::Parser;
 use output::Output;
@@ -24,7 +26,10 @@ use std::process::ExitCode;
 
 /// The whole program: parses, runs, reports the end once.
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return ExitCode::from(not_understood(&error)),
+    };
     let output = Output::new(&arguments.common);
     let result = match arguments.command {
         Command::Clone(options) => clone::run(&arguments.common, &options, &output),
@@ -32,6 +37,7 @@ pub fn main() -> ExitCode {
         Command::Status => status::run(&arguments.common, &output),
         Command::Promote(options) => promote::run(&arguments.common, &options, &output),
         Command::Resync(options) => resync::run(&arguments.common, &options, &output),
+        Command::Doctor(options) => doctor::run(&arguments.common, &options, &output),
         Command::Manifest(options) => manifest::run(&options, &output),
         Command::Pair(options) => pair::run(&arguments.common, &options, &output),
         Command::Config(options) => config::run(&options, &output),
@@ -39,4 +45,18 @@ pub fn main() -> ExitCode {
         Command::Sender(options) => sender::run(&arguments.common, &options),
     };
     ExitCode::from(output.finish(result))
+}
+
+/// Help and version on standard output; what cannot be understood as text, or as the JSON lines that the
+/// caller expects where `--json` stands anywhere in it.
+fn not_understood(error: &clap::Error) -> u8 {
+    let json = std::env::args_os().any(|argument| argument == "--json");
+    if !json || !error.use_stderr() {
+        // A closed pipe (`--help | head`) is no failure.
+        let _ = error.print();
+        return if error.use_stderr() { Kind::Usage.exit_code() } else { 0 };
+    }
+    let message = error.to_string();
+    let message = message.trim().trim_start_matches("error: ");
+    Output::begin(true, false).finish(Err(Error::new(Kind::Usage, message)))
 }

@@ -7,11 +7,15 @@ use crate::error::{Error, Kind, Result};
 use crate::format::stream::{Counts, Mode};
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 /// Version of the JSON lines.
 const SCHEMA: u32 = 1;
+
+/// The first thing that could not be printed.
+static UNPRINTED: OnceLock<std::io::Error> = OnceLock::new();
 
 /// Where a run prints to.
 #[derive(Debug)]
@@ -25,7 +29,12 @@ pub struct Output {
 impl Output {
     /// As the options say. JSON begins with its hello.
     pub fn new(common: &Common) -> Output {
-        let output = Output { json: common.json, quiet: common.quiet };
+        Output::begin(common.json, common.quiet)
+    }
+
+    /// Says hello in JSON.
+    pub fn begin(json: bool, quiet: bool) -> Output {
+        let output = Output { json, quiet };
         output.line(|| json!({"type": "hello", "schema": SCHEMA, "program": "blockferry", "version": env!("CARGO_PKG_VERSION")}));
         output
     }
@@ -51,7 +60,7 @@ impl Output {
 
     /// A word of warning, on standard error.
     pub fn warn(&self, text: &str) {
-        eprintln!("blockferry: {text}");
+        complain(text);
     }
 
     /// The summary of a pass.
@@ -83,6 +92,9 @@ impl Output {
 
     /// The end: the error, if any, once, and the exit code.
     pub fn finish(&self, result: Result<()>) -> u8 {
+        let result = result.and_then(|()| {
+            UNPRINTED.get().map_or(Ok(()), |cause| Err(Error::because(Kind::Failed, "print the result", cause.to_string())))
+        });
         let code = match &result {
             Ok(()) => 0,
             Err(error) if error.kind() == Kind::Interrupted => signals::exit_code(),
@@ -91,8 +103,8 @@ impl Output {
         if let Err(error) = &result {
             self.line(|| json!({"type": "error", "kind": format!("{:?}", error.kind()).to_lowercase(), "message": error.chain()}));
             // Differences are a result, already printed, not an error of the run.
-            if !self.json && (error.kind() != Kind::Differs || !self.quiet) {
-                eprintln!("blockferry: {}", error.chain());
+            if UNPRINTED.get().is_some() || !self.json && (error.kind() != Kind::Differs || !self.quiet) {
+                complain(&error.chain());
             }
         }
         self.line(|| json!({"type": "exit", "code": code}));
@@ -100,9 +112,18 @@ impl Output {
     }
 }
 
-/// A closed pipe (`| head`) ends the printing, not the run.
-fn print(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{text}");
+/// Prints a line. A closed pipe (`| head`) ends the printing, not the run; any other failure is told at the end.
+pub fn print(text: &str) {
+    if let Err(cause) = writeln!(std::io::stdout(), "{text}")
+        && cause.kind() != ErrorKind::BrokenPipe
+    {
+        UNPRINTED.get_or_init(|| cause);
+    }
+}
+
+/// A line on standard error. Where nobody reads that, there is nobody to tell.
+pub fn complain(text: &str) {
+    let _ = writeln!(std::io::stderr(), "blockferry: {text}");
 }
 
 fn mode(mode: Mode) -> &'static str {

@@ -26,7 +26,7 @@ pub fn run(common: &Common, options: &ReceiverOptions, output: &Output) -> Resul
     let daemon = Daemon { config, config_path: options.config.clone(), state, choice: common.io.into(), stop, reload };
     let result = daemon.run(inherited, |address, pin| {
         if !output.quiet {
-            eprintln!("blockferry: listening on {address}, key {pin}");
+            output.warn(&format!("listening on {address}, key {pin}"));
         }
         let _ = sd_notify::notify(false, &[NotifyState::Ready]);
     });
@@ -38,7 +38,8 @@ fn one_session(common: &Common) -> Result<()> {
     let progress = Progress::new(signals::stop_flag()?);
     let choice = common.io.into();
     let mut wire = agent::stdio(choice, &progress)?;
-    let mut replicas = HostReplicas::new(state_dir(common)?, choice);
+    let state = state_dir(common).inspect_err(|error| agent::excuse(&mut wire, error))?;
+    let mut replicas = HostReplicas::new(state, choice);
     receiver::receive(&mut wire, &mut replicas, &progress)?;
     Ok(())
 }

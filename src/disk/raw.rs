@@ -74,7 +74,7 @@ impl RawDisk {
             let kind = if cause.kind() == io::ErrorKind::AlreadyExists { Kind::Refused } else { Kind::Storage };
             Error::because(kind, what(), cause)
         })?;
-        let sized = file.set_len(bytes).and_then(|()| sync_folder_of(path));
+        let sized = file.set_len(bytes).and_then(|()| file.sync_all()).and_then(|()| sync_folder_of(path));
         if sized.is_err() {
             let _ = fs::remove_file(path);
         }

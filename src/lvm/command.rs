@@ -13,6 +13,7 @@ use crate::limits::{HELPER_STOP_GRACE, LVM_TIMEOUT};
 use duct::Handle;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, geteuid};
+use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,6 +22,10 @@ use std::time::Duration;
 pub trait Tools: Send + Sync {
     /// Runs `lvm ARGS…` and gives its standard output.
     fn lvm(&self, args: &[&str]) -> Result<String>;
+
+    /// An error where the kernel has no device-mapper. lvs reads the volumes from the disks and calls all
+    /// of them inactive then; activating one would be the wrong advice.
+    fn need_device_mapper(&self) -> Result<()>;
 }
 
 /// The lvm2 tools of this host.
@@ -33,7 +38,19 @@ impl Tools for Lvm2 {
         }
         run(&find_tool("lvm")?, args, LVM_TIMEOUT)
     }
+
+    fn need_device_mapper(&self) -> Result<()> {
+        let Ok(drivers) = fs::read_to_string("/proc/misc") else { return Ok(()) }; // then lvm2 will say it
+        if drivers.lines().any(|line| line.ends_with(" device-mapper")) {
+            Ok(())
+        } else {
+            Err(Error::new(Kind::Snapshot, NO_DEVICE_MAPPER))
+        }
+    }
 }
+
+const NO_DEVICE_MAPPER: &str =
+    "this kernel has no device-mapper, so LVM cannot make snapshots: load it with `modprobe -a dm-mod dm-snapshot`";
 
 /// Where administrators' tools live when the PATH of a cron job or a service does not say so.
 const SYSTEM_FOLDERS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"];
@@ -104,8 +121,7 @@ fn signal_group(handle: &Handle, signal: Signal) {
 fn failure(line: &str, ended: &str, stderr: &[u8]) -> Error {
     let said = words_of(stderr);
     if no_device_mapper(&said) {
-        let message = "this kernel has no device-mapper, so LVM cannot make snapshots: load it with `modprobe dm-mod dm-snapshot`";
-        return Error::because(Kind::Snapshot, message, Error::new(Kind::Snapshot, format!("`{line}`: {said}")));
+        return Error::because(Kind::Snapshot, NO_DEVICE_MAPPER, Error::new(Kind::Snapshot, format!("`{line}`: {said}")));
     }
     let said = if said.is_empty() { "it printed no reason".to_owned() } else { said };
     Error::because(Kind::Snapshot, format!("`{line}` ({ended})"), Error::new(Kind::Snapshot, said))

@@ -85,6 +85,10 @@ impl Fake {
 }
 
 impl Tools for Fake {
+    fn need_device_mapper(&self) -> Result<()> {
+        Ok(())
+    }
+
     fn lvm(&self, args: &[&str]) -> Result<String> {
         let mut state = self.state.lock().unwrap();
         let line = args.join(" ");

@@ -44,6 +44,7 @@ impl Snapshot {
             return Err(Error::new(Kind::Snapshot, format!("{} is itself a snapshot of {}: replicate that one", lv.label(), lv.origin)));
         }
         if !lv.active {
+            volume.tools.need_device_mapper()?;
             return Err(Error::new(Kind::Snapshot, format!("{0} is not active: `lvchange -ay {0}`", lv.label())));
         }
         let size = if lv.is_thin() {
@@ -100,7 +101,7 @@ impl Snapshot {
         Ok(Fill { percent: pool_percent(&self.volume.pool()?), invalid: !row.active })
     }
 
-    /// One look while the snapshot is being read, every [`SNAPSHOT_WATCH`] or so: gives it more room
+    /// One look while the snapshot is being read, every [`SNAPSHOT_WATCH`](crate::limits::SNAPSHOT_WATCH) or so: gives it more room
     /// when it needs some and the policy allows it. An overflow is an error.
     pub fn watch(&self) -> Result<Fill> {
         let fill = self.fill()?;

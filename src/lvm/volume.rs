@@ -142,6 +142,10 @@ mod tests {
     fn a_thin_pool_is_no_volume() {
         struct Captured;
         impl Tools for Captured {
+            fn need_device_mapper(&self) -> Result<()> {
+                Ok(())
+            }
+
             fn lvm(&self, _: &[&str]) -> Result<String> {
                 let lines =
                     include_str!("captured/lvs.json").lines().filter(|line| !line.contains("lv_uuid") || line.contains("thin-pool"));

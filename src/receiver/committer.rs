@@ -21,7 +21,7 @@ use crate::extent::Geometry;
 use crate::failpoint;
 use crate::format::manifest::About;
 use crate::format::stream::{Frame, Message, Seal};
-use crate::state::manifest::{self, Draft};
+use crate::state::manifest::{self, Damage, Draft};
 use crate::state::{JOURNAL, ReplicaRecord, Stage};
 use std::ops::Range;
 
@@ -135,7 +135,14 @@ pub fn finish(site: &dyn Site, record: &mut ReplicaRecord, commit: &Commit, draf
     let geometry = record.geometry()?;
     let manifest = match draft {
         Some(draft) => Some(draft.install(site.files())?),
-        None => manifest::load(site.files(), commit.generation, &commit.root, &geometry, &Hasher::new(record.algorithm, &record.secret))?,
+        None => manifest::load(
+            site.files(),
+            commit.generation,
+            &commit.root,
+            &geometry,
+            &Hasher::new(record.algorithm, &record.secret),
+            Damage::Refuse,
+        )?,
     };
     record_commit(site, record, commit, manifest.is_none())?;
     drop(manifest);

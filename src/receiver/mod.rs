@@ -104,7 +104,16 @@ impl<'a> Session<'a> {
     }
 
     fn run(mut self) -> Result<Received> {
-        let disk = self.site.open_disk(self.mode != Mode::Nothing)?;
+        let mut disk = self.site.open_disk(self.mode != Mode::Nothing)?;
+        if let Some(disk) = &mut disk
+            && self.mode == Mode::Direct
+            && self.record.is_none()
+            && disk.bytes() == 0
+        {
+            // A crash while the image file was made leaves it empty: it is made now.
+            disk.resize(self.geometry.volume_bytes())?;
+            crate::disk::flush(&mut **disk)?;
+        }
         self.target = disk.map(|disk| Target::new(disk, self.geometry)).transpose()?;
         if self.hello.purpose == Purpose::Verify {
             return self.verify();
@@ -156,7 +165,11 @@ impl<'a> Session<'a> {
         };
         self.check_fits(&record)?;
         let Some(target) = self.target.as_mut() else {
-            let message = format!("{} is gone, but a record of it exists in {}", self.site.name(), self.site.files().place());
+            let message = format!(
+                "{} is gone, but a record of it exists in {}: bring it back, or make it anew with --overwrite",
+                self.site.name(),
+                self.site.files().place()
+            );
             return Err(Error::new(Kind::Refused, message));
         };
         if recovery::is_applying(&record) {
@@ -168,7 +181,8 @@ impl<'a> Session<'a> {
             match recovery::finish_applying(&*self.site, &mut record, target) {
                 // The replica is torn beyond its journal; the operator asked for a resync: what it holds is read anew.
                 Err(error) if error.kind() == Kind::Operator && self.hello.rehash => {
-                    record.stage = Stage::Initializing;
+                    // The manifest that lies there describes another time than the torn device.
+                    (record.stage, record.rehash) = (Stage::Initializing, true);
                     record.store(self.site.files())?;
                     self.site.files().remove(JOURNAL)?;
                     self.mode = Mode::Direct;
@@ -269,7 +283,7 @@ impl<'a> Session<'a> {
     /// A committed generation, maybe with a journal over it, maybe to be read anew.
     fn stock_clean(&mut self, record: &mut ReplicaRecord) -> Result<Held> {
         if self.mode == Mode::Nothing {
-            let loaded = manifest::load(self.site.files(), record.generation, &record.root, &self.geometry, &self.hasher)?;
+            let loaded = manifest::load(self.site.files(), record.generation, &record.root, &self.geometry, &self.hasher, Damage::Refuse)?;
             return Ok(loaded.filter(|_| !record.rehash).map_or(Held::Foreign, Held::Clean));
         }
         let mut found = Found::Nothing(None);
@@ -448,26 +462,27 @@ impl<'a> Session<'a> {
         if self.target.is_none() {
             self.target = Some(Target::new(self.site.make_disk(self.geometry.volume_bytes())?, self.geometry)?);
         }
-        let mut record = match self.record.take() {
-            Some(record) => record,
-            None => {
-                let record = self.new_record()?;
-                record.store(self.site.files())?;
-                failpoint::reach("receiver.record-created");
-                record
-            }
+        let (mut record, is_new) = match self.record.take() {
+            Some(record) => (record, false),
+            None => (self.new_record()?, true),
         };
-        // From here on the target belongs to this relationship.
         let (draft, journal) = match held {
             Held::Overlaid(overlay) => (overlay.0, Some(overlay.1)),
             Held::Clean(manifest) | Held::Initializing(manifest) => (Draft::new(self.site.files(), manifest)?, None),
-            Held::Foreign => (self.empty_draft(&record)?, None),
+            // The empty manifest is durable before a record says that it holds hints: one of an older
+            // time that lay there must not be believed.
+            Held::Foreign => (self.empty_draft(&record)?.checkpoint(self.site.files())?, None),
             Held::Absent => {
                 let mut draft = self.empty_draft(&record)?;
                 draft.set_zeros(0..self.geometry.extents())?;
                 (draft.checkpoint(self.site.files())?, None)
             }
         };
+        if is_new {
+            record.store(self.site.files())?;
+            failpoint::reach("receiver.record-created");
+        }
+        // From here on the target belongs to this relationship.
         self.progress.enter(Phase::Transfer, self.geometry.volume_bytes());
         let mut intake = Intake {
             prover: Prover::new(self.geometry, &self.hasher)?,
@@ -526,7 +541,7 @@ impl<'a> Session<'a> {
         let mut buffer = target.buffer()?;
         intake.prover.unpack(&data, &mut buffer)?;
         self.progress.changed_bytes.fetch_add(data.plain_bytes as u64, Relaxed);
-        let unproven = intake.prover.prove(&data, &buffer[..data.plain_bytes], target, draft)?;
+        let unproven = intake.prover.prove(&data, &buffer[..data.plain_bytes], target, draft, self.mode == Mode::Journal)?;
         if !unproven.is_empty() {
             target.put(buffer);
             // The frame as a whole is refused, so that what is kept is proven to the last block.
@@ -546,6 +561,7 @@ impl<'a> Session<'a> {
         });
         if self.mode == Mode::Direct {
             intake.unflushed += data.plain_bytes as u64;
+            draft.forget(data.lines().map(|line| line.extent))?;
             target.write(buffer, device_runs(&data, &self.geometry))?;
         } else {
             target.put(buffer);
@@ -561,6 +577,7 @@ impl<'a> Session<'a> {
         draft.set_zeros(extents.clone())?;
         if self.mode == Mode::Direct {
             let target = self.target.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the replica's device is not open"))?;
+            draft.forget_zeroed(extents.clone())?;
             target.zero(extents)?;
         } else {
             let frame = self.wire.bytes(header);

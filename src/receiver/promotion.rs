@@ -14,7 +14,8 @@ use crate::error::{Error, Kind, Result};
 use crate::extent::ExtentIndex;
 use crate::format::stream::Hello;
 use crate::progress::Progress;
-use crate::state::{Promotion, ReplicaRecord, Stage, manifest};
+use crate::state::manifest::{self, Damage};
+use crate::state::{Promotion, ReplicaRecord, Stage};
 use uuid::Uuid;
 
 /// Makes a replica usable in its own right: completes a commit that was cut, drops an unfinished
@@ -63,7 +64,9 @@ pub fn discard(site: &dyn Site, record: &mut ReplicaRecord, named: &str) -> Resu
 pub fn extents_written(site: &dyn Site, record: &ReplicaRecord, target: &mut Target, progress: &Progress) -> Result<Option<u64>> {
     let geometry = record.geometry()?;
     let hasher = Hasher::new(record.algorithm, &record.secret);
-    let Some(mut manifest) = manifest::load(site.files(), record.generation, &record.root, &geometry, &hasher)? else { return Ok(None) };
+    let Some(mut manifest) = manifest::load(site.files(), record.generation, &record.root, &geometry, &hasher, Damage::Refuse)? else {
+        return Ok(None);
+    };
     let mut written = 0;
     let mut blocks = Vec::new();
     survey::hash_device(target, geometry, &hasher, progress, &mut |scanned| {

@@ -19,7 +19,7 @@ use crate::error::{Error, Kind, Result};
 use crate::extent::Geometry;
 use crate::format::journal::Belongs;
 use crate::format::stream::{Frame, FrameKind, Message, Seal};
-use crate::state::manifest::{self, Draft, Manifest};
+use crate::state::manifest::{self, Damage, Draft, Manifest};
 use crate::state::{JOURNAL, ReplicaRecord, Stage};
 
 /// What a replica holds beside its committed generation.
@@ -58,6 +58,7 @@ pub fn finish_applying(site: &dyn Site, record: &mut ReplicaRecord, target: &mut
         );
         Error::because(Kind::Operator, message, cause)
     };
+    make_durable(site, record)?;
     let journal = site.open_journal()?.ok_or_else(|| torn(Error::new(Kind::Operator, "the journal is gone")))?;
     let hasher = Hasher::new(record.algorithm, &record.secret);
     let (found, walk) = Walk::open(journal).map_err(torn)?;
@@ -70,12 +71,20 @@ pub fn finish_applying(site: &dyn Site, record: &mut ReplicaRecord, target: &mut
     committer::finish(site, record, &commit, None)
 }
 
+/// The process that wrote the record may have died before it was synced: what is read here may be in a
+/// cache only. Before anything is done on its word (writing the device, installing a manifest, dropping a
+/// journal) a power cut must no longer be able to bring the record before it back.
+fn make_durable(site: &dyn Site, record: &ReplicaRecord) -> Result<()> {
+    record.store(site.files())
+}
+
 /// Looks for an unfinished journal over a clean generation. One that is sealed is committed here.
 pub fn find_overlay(site: &dyn Site, record: &mut ReplicaRecord, target: &mut Target) -> Result<Found> {
     let geometry = record.geometry()?;
     let hasher = Hasher::new(record.algorithm, &record.secret);
-    let base = manifest::load(site.files(), record.generation, &record.root, &geometry, &hasher)?;
+    let base = manifest::load(site.files(), record.generation, &record.root, &geometry, &hasher, Damage::Refuse)?;
     let Some(journal) = site.open_journal()? else { return Ok(Found::Nothing(base.map(Box::new))) };
+    make_durable(site, record)?;
     let Some(base) = base else {
         // Without the manifest under it a journal says nothing; the device is still generation g.
         site.files().remove(JOURNAL)?;
@@ -99,7 +108,7 @@ pub fn find_overlay(site: &dyn Site, record: &mut ReplicaRecord, target: &mut Ta
             let mut journal = walk.into_disk();
             crate::disk::flush(&mut *journal)?;
             committer::commit_journal(site, record, &commit, draft, journal, target)?;
-            let base = manifest::load(site.files(), record.generation, &record.root, &geometry, &hasher)?;
+            let base = manifest::load(site.files(), record.generation, &record.root, &geometry, &hasher, Damage::Refuse)?;
             Ok(Found::Nothing(base.map(Box::new)))
         }
         _ => {

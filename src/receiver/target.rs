@@ -125,9 +125,12 @@ impl Target {
         }
         let range = self.writing.remove(&done.token).unwrap_or(0..0);
         self.failed |= done.result.is_err();
+        // One request may carry several runs; which of them failed is not told.
         let place = || {
-            let extent = range.start / self.geometry.extent_bytes() as u64;
-            format!("apply extent {extent} at {:#x} on {}", range.start, self.disk.name())
+            let size = self.geometry.extent_bytes() as u64;
+            let (first, last) = (range.start / size, range.end.saturating_sub(1) / size);
+            let extents = if first >= last { format!("extent {first}") } else { format!("extents {first} to {last}") };
+            format!("apply {extents} at {:#x} on {}", range.start, self.disk.name())
         };
         done.result.context(Kind::Storage, place)?;
         Ok(())
@@ -182,11 +185,17 @@ impl Target {
                 let part = parts.get(done.token as usize).copied().unwrap_or_default();
                 let mut buffer = done.buffer.ok_or_else(|| Error::new(Kind::Failed, "a read came back without its buffer"))?;
                 if result.is_ok() {
-                    let first = part.first().map_or(0, |extent| self.geometry.offset(*extent));
-                    result = done
-                        .result
-                        .map(|_| ())
-                        .context(Kind::Storage, || format!("read at {first:#x} of the replica {}", self.disk.name()));
+                    let place = || {
+                        let at = |extent: Option<&ExtentIndex>| extent.map_or(0, |extent| self.geometry.offset(*extent));
+                        let (first, last) = (at(part.first()), at(part.last()));
+                        let extents = if first == last {
+                            format!("the extent at {first:#x}")
+                        } else {
+                            format!("extents between {first:#x} and {last:#x}")
+                        };
+                        format!("read {extents} of the replica {}", self.disk.name())
+                    };
+                    result = done.result.map(|_| ()).context(Kind::Storage, place);
                 }
                 for (at, extent) in part.iter().enumerate() {
                     if result.is_ok() {

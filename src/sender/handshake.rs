@@ -40,7 +40,7 @@ pub fn shake_hands(pass: &mut Pass<'_>, wire: &mut Wire, geometry: Geometry, has
     let about = about(pass.record, geometry);
     let base = match pass.record.generation {
         0 => None,
-        generation => manifest::load(pass.files, generation, &pass.record.root, &geometry, hasher)?,
+        generation => manifest::load(pass.files, generation, &pass.record.root, &geometry, hasher, Damage::Unknown)?,
     };
     let root = if base.is_some() { pass.record.root } else { Digest::UNKNOWN };
     wire.say(&Message::Hello(Box::new(hello(pass, root))))?;
@@ -50,7 +50,8 @@ pub fn shake_hands(pass: &mut Pass<'_>, wire: &mut Wire, geometry: Geometry, has
 
     let have = HaveView::new(welcome.baseline, geometry, hasher);
     let mut agreed = Agreed { uses_base: welcome.baseline == Baseline::Yours, welcome, have, base, about, adopted: None };
-    if !agreed.uses_base && pass.order.purpose != Purpose::Verify {
+    // A dry run moves no cursor: the digests that the receiver lists tell it the same.
+    if !agreed.uses_base && pass.order.purpose == Purpose::Replicate {
         adopt_unacknowledged(pass, &mut agreed, hasher)?;
     }
     let mut samples = Vec::new();
@@ -144,7 +145,7 @@ fn adopt_unacknowledged(pass: &mut Pass<'_>, agreed: &mut Agreed, hasher: &Hashe
     }
     let sealed = About { epoch: agreed.welcome.epoch, generation, root, ..agreed.about };
     super::adopt(pass.record, pass.files, draft, &sealed, pass.record.source_time_ms)?;
-    agreed.base = manifest::load(pass.files, generation, &root, &agreed.about.geometry, hasher)?;
+    agreed.base = manifest::load(pass.files, generation, &root, &agreed.about.geometry, hasher, Damage::Unknown)?;
     agreed.uses_base = agreed.base.is_some();
     agreed.adopted = Some(generation);
     agreed.have.set_baseline(if agreed.uses_base { Baseline::Yours } else { agreed.welcome.baseline });
@@ -182,7 +183,7 @@ fn seeded(pass: &mut Pass<'_>, geometry: &Geometry, hasher: &Hasher, samples: &[
         if *digest == hasher.zero_extent(geometry.bytes_of(*extent), &mut blocks) {
             continue;
         }
-        let raw = scan.extent(*extent)?;
+        let raw = scan.extent(*extent).map_err(super::at_the_source)?;
         told += 1;
         same += usize::from(hasher.extent(raw.data(), &mut blocks) == *digest);
         scan.recycle(raw);

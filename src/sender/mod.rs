@@ -9,11 +9,12 @@ mod comparer;
 mod framer;
 mod handshake;
 mod hasher;
+mod look;
 mod packer;
 
 pub use packer::Compress;
 
-use crate::digest::{Digest, Hasher};
+use crate::digest::Hasher;
 use crate::disk::Disk;
 use crate::disk::scan::{Piece, Scan};
 use crate::error::{Error, Kind, Result, Within};
@@ -21,7 +22,7 @@ use crate::extent::{ExtentIndex, Geometry};
 use crate::failpoint;
 use crate::format::manifest::About;
 use crate::format::stream::{Ack, Begin, Counts, End, Message, Mode, Purpose};
-use crate::limits::{BLOCK_BYTES, NEED_ROUNDS_MAX};
+use crate::limits::NEED_ROUNDS_MAX;
 use crate::progress::{Phase, Progress};
 use crate::state::manifest::Draft;
 use crate::state::{Files, HAVE, SourceRecord};
@@ -97,9 +98,9 @@ pub struct Outcome {
 /// Runs one pass over `wire`. On an error the receiver is told why, and what it holds stays usable.
 pub fn send(pass: &mut Pass<'_>, wire: &mut Wire) -> Result<Outcome> {
     let result = run(pass, wire);
-    // What the receiver listed is of no use after the session, however it ended.
-    let _ = pass.files.remove(HAVE);
-    match result {
+    // What the receiver listed is of no use after the session, however it ended; the first failure counts.
+    let removed = pass.files.remove(HAVE);
+    match result.and_then(|outcome| removed.map(|()| outcome)) {
         Err(error) if error.kind() == Kind::Transient => Err(wire.explain(error)),
         Err(error) => {
             wire.abort(&error);
@@ -117,7 +118,7 @@ fn run(pass: &mut Pass<'_>, wire: &mut Wire) -> Result<Outcome> {
     pass.progress.enter(Phase::Transfer, geometry.volume_bytes());
     match pass.order.purpose {
         Purpose::Replicate => replicate(pass, wire, &mut agreed, geometry, &hasher),
-        Purpose::Plan | Purpose::Verify => look(pass, wire, &mut agreed, geometry, &hasher),
+        Purpose::Plan | Purpose::Verify => look::look(pass, wire, &mut agreed, geometry, &hasher),
     }
 }
 
@@ -135,7 +136,7 @@ fn replicate(pass: &mut Pass<'_>, wire: &mut Wire, agreed: &mut Agreed, geometry
     let mut ranges = Vec::new();
     let mut marked = 0;
 
-    while let Some(piece) = scan.next_piece()? {
+    while let Some(piece) = scan.next_piece().map_err(at_the_source)? {
         stop_if_asked(pass.progress)?;
         (pass.watch)(Watch::Reading)?;
         let end = match piece {
@@ -184,7 +185,9 @@ fn replicate(pass: &mut Pass<'_>, wire: &mut Wire, agreed: &mut Agreed, geometry
         match framer.wire().hear()? {
             Message::Ack(ack) if ack.generation == generation && ack.root == sealed.root => {
                 failpoint::reach("sender.acknowledged");
-                pass.record.changed_bytes = Some(framer.counts.changed_extents * geometry.extent_bytes() as u64);
+                // A first copy says nothing about how much the source changes between two snapshots.
+                let first = agreed.welcome.mode == Mode::Direct;
+                pass.record.changed_bytes = (!first).then_some(framer.counts.changed_extents * geometry.extent_bytes() as u64);
                 adopt(pass.record, pass.files, draft, &sealed, pass.order.source_time_ms)?;
                 return Ok(Outcome { ack: Some(ack), mode: agreed.welcome.mode, counts: framer.counts, adopted: agreed.adopted });
             }
@@ -193,7 +196,8 @@ fn replicate(pass: &mut Pass<'_>, wire: &mut Wire, agreed: &mut Agreed, geometry
                 pass.progress.enter(Phase::Transfer, geometry.volume_bytes());
                 for extent in extents.into_iter().map(ExtentIndex).filter(|extent| extent.0 < geometry.extents()) {
                     stop_if_asked(pass.progress)?;
-                    let chunk = HashedChunk::new(scan.extent(extent)?, &geometry, hasher, std::mem::take(&mut names));
+                    let chunk =
+                        HashedChunk::new(scan.extent(extent).map_err(at_the_source)?, &geometry, hasher, std::mem::take(&mut names));
                     for extent in chunk.extents(&geometry) {
                         mark_all_blocks(extent.blocks.len(), &mut bitmap);
                         framer.changed(&extent, &bitmap)?;
@@ -241,90 +245,11 @@ fn adopt(record: &mut SourceRecord, files: &dyn Files, draft: Draft, sealed: &Ab
     Ok(())
 }
 
-/// Compares without sending: counts what would travel and reports each differing range.
-fn look(pass: &mut Pass<'_>, wire: &mut Wire, agreed: &mut Agreed, geometry: Geometry, hasher: &Hasher) -> Result<Outcome> {
-    let mut base = agreed.base.take().filter(|_| agreed.uses_base);
-    let mut scan = Scan::new(pass.source, geometry)?;
-    let mut counts = Counts::default();
-    let mut differences = Differences { report: pass.on_difference, open: 0..0 };
-    let mut names = Names::default();
-    let mut bitmap = Vec::new();
-    let mut ranges = Vec::new();
-    while let Some(piece) = scan.next_piece()? {
-        stop_if_asked(pass.progress)?;
-        (pass.watch)(Watch::Reading)?;
-        match piece {
-            Piece::Hole(extents) => {
-                ranges.clear();
-                agreed.have.not_zero(base.as_mut(), extents.clone(), &mut ranges)?;
-                for range in ranges.drain(..) {
-                    counts.changed_extents += range.end - range.start;
-                    counts.zero_extents += range.end - range.start;
-                    differences.add(geometry.bytes_range(range));
-                }
-                pass.progress.scanned_bytes.store(geometry.bytes_range(extents).end, Relaxed);
-            }
-            Piece::Chunk(raw) => {
-                let chunk = HashedChunk::new(raw, &geometry, hasher, std::mem::take(&mut names));
-                for extent in chunk.extents(&geometry) {
-                    let zero = agreed.have.zero_entry(extent.index).digest;
-                    let held = agreed.have.entry(base.as_mut(), extent.index)?;
-                    let verdict = compare(&extent, &held, zero, &mut bitmap);
-                    if verdict == Verdict::Zero {
-                        mark_all_blocks(extent.blocks.len(), &mut bitmap);
-                        counts.zero_extents += 1;
-                    }
-                    if verdict != Verdict::Unchanged {
-                        counts.changed_extents += 1;
-                        let line = crate::format::stream::ExtentLine { extent: extent.index, digest: extent.digest, bitmap: &bitmap };
-                        for run in line.runs() {
-                            let start = geometry.offset(extent.index) + (run.start * BLOCK_BYTES) as u64;
-                            let bytes = crate::format::stream::run_bytes(&geometry, extent.index, &run) as u64;
-                            if verdict == Verdict::Changed {
-                                counts.sent_blocks += run.len() as u64;
-                                counts.plain_bytes += bytes;
-                            }
-                            differences.add(start..start + bytes);
-                        }
-                    }
-                }
-                pass.progress.scanned_bytes.store(chunk.end(), Relaxed);
-                let (raw, lent) = chunk.into_parts();
-                names = lent;
-                scan.recycle(raw);
-            }
-        }
-    }
-    differences.close();
-    (pass.watch)(Watch::Sealing)?;
-    counts.read_bytes = scan.read_bytes();
-    // Where the ends are exchanged, the one who asked sits at the receiver.
-    wire.put(&Message::End(End { generation: 0, root: Digest::UNKNOWN, counts }))?;
-    wire.flush()?;
-    Ok(Outcome { ack: None, mode: agreed.welcome.mode, counts, adopted: agreed.adopted })
-}
-
-/// Joins neighbouring ranges before they are reported.
-struct Differences<'a> {
-    report: &'a mut dyn FnMut(Range<u64>),
-    open: Range<u64>,
-}
-
-impl Differences<'_> {
-    fn add(&mut self, range: Range<u64>) {
-        if self.open.end == range.start && !self.open.is_empty() {
-            self.open.end = range.end;
-        } else {
-            self.close();
-            self.open = range;
-        }
-    }
-
-    fn close(&mut self) {
-        let range = std::mem::replace(&mut self.open, 0..0);
-        if !range.is_empty() {
-            (self.report)(range);
-        }
+/// A source that cannot be read is no fault of the replica or its journal, which `Storage` speaks of.
+fn at_the_source(cause: Error) -> Error {
+    match cause.kind() {
+        Kind::Storage => Error::because(Kind::Failed, "read the source", cause),
+        _ => cause,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// Whether tests may make loop devices. In CI a missing root is a failure, not a reason to skip.
 pub fn is_root(test: &str) -> bool {
@@ -29,9 +30,31 @@ fn text(path: &Path) -> &str {
 pub struct Loop(pub PathBuf);
 
 impl Loop {
+    /// Attaches a file.
     pub fn over(file: &Path, sector_bytes: u32) -> Loop {
+        Loop::attach(file, sector_bytes, "--direct-io=on")
+    }
+
+    /// Attaches a file that must see one request after the other: the kernel's worker waits for each.
+    #[allow(dead_code)]
+    pub fn one_by_one(file: &Path) -> Loop {
+        Loop::attach(file, 512, "--direct-io=off")
+    }
+
+    /// Hosts have few loop devices and several tests want one: waits for a free one.
+    fn attach(file: &Path, sector_bytes: u32, direct: &str) -> Loop {
         let sector = sector_bytes.to_string();
-        Loop(run("losetup", &["-f", "-P", "--show", "--direct-io=on", "-b", &sector, text(file)]).into())
+        let arguments = ["-f", "-P", "--show", direct, "-b", &sector, text(file)];
+        let end = Instant::now() + Duration::from_secs(120);
+        loop {
+            let output = Command::new("losetup").args(arguments).output().expect("losetup");
+            if output.status.success() {
+                return Loop(String::from_utf8_lossy(&output.stdout).trim().into());
+            }
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(Instant::now() < end, "losetup {}: {said}", file.display());
+            std::thread::sleep(Duration::from_millis(300));
+        }
     }
 }
 

@@ -14,7 +14,7 @@ chmod 777 /tmp
 exits 2 busybox su nobody -s /bin/bash -c '/payload/bin/blockferry clone vg/src /tmp/other --state-dir /tmp/nobody'
 assert_said 'root'
 
-exits 9 without_file /dev/mapper/control blockferry clone vg/src /tmp/third --state-dir "$STATE" --snapshot always
+exits 9 without_device_mapper blockferry clone vg/src /tmp/third --state-dir "$STATE" --snapshot always
 assert_said 'device-mapper'
 
 code=0

@@ -10,6 +10,7 @@ noise 40000000 > /tmp/m/large
 clone /dev/vg/src /tmp/replicas/src.img
 full=$(du -m /tmp/replicas/src.img | cut -f1)
 rm /tmp/m/large
+sync # blocks are free when the journal is committed
 fstrim -v /tmp/m
 clone /dev/vg/src /tmp/replicas/src.img
 empty=$(du -m /tmp/replicas/src.img | cut -f1)

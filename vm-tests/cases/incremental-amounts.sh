@@ -1,5 +1,5 @@
 # After work in the file system only what changed is written to the replica; after none, nothing.
-# needs: dm-snapshot binary
+# needs: dm-snapshot tool:python3 binary
 # backend: any
 # reference: yes
 
@@ -17,17 +17,15 @@ noise 4194304 | dd of=/tmp/m/large bs=1M seek=10 conv=notrunc status=none
 rm /tmp/m/small1 /tmp/m/small2
 for number in $(seq 20 35); do noise 50000 > "/tmp/m/new$number"; done
 sync
-assert_writes /dev/rvg/replica $((4 * MIB)) $((10 * MIB)) clone /dev/vg/src /dev/rvg/replica
+assert_writes "$(disk b)" $((4 * MIB)) $((10 * MIB)) clone /dev/vg/src /dev/rvg/replica
 assert_no_snapshot_of_ours
 umount /tmp/m
 clone /dev/vg/src /dev/rvg/replica
 assert_same_bytes /dev/vg/src /dev/rvg/replica
 
-# Scattered writes of 4 KiB: two hundred of them are 0.8 MiB, and not two hundred extents (12.5 MiB).
-for number in $(seq 200); do noise 4096 | write_blocks /dev/vg/src $((number * 97)); done
-before=$(written_bytes /dev/rvg/replica)
-clone /dev/vg/src /dev/rvg/replica --snapshot always
-echo "$(($(written_bytes /dev/rvg/replica) - before)) bytes written for 200 blocks of 4096"
+# Scattered writes of 4 KiB: two hundred of them are 800 KiB to the byte, and not two hundred extents (12.5 MiB).
+scatter_noise /dev/vg/src 200 97
+assert_writes "$(disk b)" $((200 * 4096)) $((200 * 4096)) clone /dev/vg/src /dev/rvg/replica --snapshot always
 assert_same_bytes /dev/vg/src /dev/rvg/replica
 
-assert_writes /dev/rvg/replica 0 0 clone /dev/vg/src /dev/rvg/replica
+assert_writes "$(disk b)" 0 0 clone /dev/vg/src /dev/rvg/replica

@@ -17,11 +17,12 @@ refused() { # TARGET PATTERN
 }
 
 mount_fs ext4 /dev/rvg/replica /tmp/r
+mount -o remount,ro /tmp/r # the file system itself changes nothing now
 refused /dev/rvg/replica mounted
 umount /tmp/r
 refused /dev/rvg/replica 'ext4.*--overwrite|--overwrite.*ext4' # a file system that nobody said may go
 interpose above /dev/rvg/replica
-refused /dev/rvg/replica 'in use|busy|held'
+refused /dev/rvg/replica 'part of /dev/mapper/above'
 dmsetup remove above
 refused /dev/rvg/small '32|33554432|small'
 refused /dev/vg/src 'same|itself'

@@ -13,5 +13,5 @@ noise_at /dev/vg/src 50 4
 ferry_exits 8 clone /dev/vg/src /dev/rvg/replica --state-dir "$STATE"
 assert_said '16(\.0)? ?MiB|16777216|67108864'
 lvextend -qq -L 64M rvg/replica
-assert_writes /dev/rvg/replica $((4 * MIB)) $((24 * MIB)) clone /dev/vg/src /dev/rvg/replica
+assert_writes "$(disk b)" $((4 * MIB)) $((24 * MIB)) clone /dev/vg/src /dev/rvg/replica
 assert_same_bytes /dev/vg/src /dev/rvg/replica

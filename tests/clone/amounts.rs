@@ -1,0 +1,124 @@
+//! Amounts, not only equality: what a run costs is what changed.
+
+use crate::ferry::{BLOCK, Ferry, allocated, change_blocks, edit, equal, noise, traces};
+use std::fs;
+
+const MIB: usize = 1 << 20;
+
+/// A source of noise, its replica, and the pair they are.
+fn paired(bytes: usize) -> (Ferry, String, String) {
+    let ferry = Ferry::new();
+    let (source, target) = (ferry.image("source", &noise(1, bytes)), ferry.name("target"));
+    ferry.clone(&source, &target, &[]);
+    (ferry, source, target)
+}
+
+#[test]
+fn each_changed_block_travels_and_no_other() {
+    let (ferry, source, target) = paired(12 * MIB + 300);
+    for step in [1u64, 7, 64, 500] {
+        change_blocks(&source, (0..step).map(|at| at * 3071 / step));
+        let summary = ferry.clone(&source, &target, &[]);
+        assert_eq!((summary.count("sent_blocks"), summary.count("written_bytes")), (step, step * BLOCK as u64));
+        assert!(summary.count("wire_bytes") < step * (BLOCK as u64 + 200));
+        equal(&source, &target);
+    }
+    // The last block is a short one.
+    edit(&source, (12 * MIB + 299) as u64, b"x");
+    let summary = ferry.clone(&source, &target, &[]);
+    assert_eq!((summary.count("sent_blocks"), summary.count("plain_bytes")), (1, 300));
+    equal(&source, &target);
+}
+
+#[test]
+fn an_unchanged_run_sends_nothing_and_leaves_no_trace_on_the_replica() {
+    let (ferry, source, target) = paired(3 * MIB);
+    let before = traces(&target);
+    for generation in [2, 3] {
+        let summary = ferry.clone(&source, &target, &[]);
+        summary.sent_nothing();
+        assert_eq!(summary.count("generation"), generation);
+    }
+    // Another time stamp is no other content.
+    edit(&source, 0, &noise(1, 8));
+    ferry.clone(&source, &target, &[]).sent_nothing();
+    assert_eq!(traces(&target), before);
+}
+
+#[test]
+fn zeros_travel_as_ranges_and_arrive_as_holes() {
+    let (ferry, source, target) = paired(8 * MIB);
+    let full = allocated(&target);
+    edit(&source, MIB as u64, &vec![0; 4 * MIB]);
+    let summary = ferry.clone(&source, &target, &[]);
+    assert_eq!((summary.count("zero_extents"), summary.count("sent_blocks"), summary.count("plain_bytes")), (64, 0, 0));
+    assert!(summary.count("wire_bytes") < 1000, "{summary:?}");
+    equal(&source, &target);
+    assert!(allocated(&target) <= full - 4 * MIB as u64 + 8192, "{} of {full} bytes", allocated(&target));
+}
+
+#[test]
+fn the_first_copy_of_a_sparse_volume_reads_and_writes_only_its_data() {
+    let ferry = Ferry::new();
+    let (source, target) = (ferry.hole("source", 64 << 20), ferry.name("target"));
+    edit(&source, 10 << 20, &noise(1, 128 << 10));
+    let summary = ferry.clone(&source, &target, &[]);
+    assert_eq!((summary.count("read_bytes"), summary.count("sent_blocks"), summary.count("zero_extents")), (128 << 10, 32, 0));
+    equal(&source, &target);
+    assert!(allocated(&target) <= (128 << 10) + 16384);
+}
+
+#[test]
+fn what_shrinks_is_compressed_and_what_does_not_is_stored() {
+    let ferry = Ferry::new();
+    let text: Vec<u8> = b"the quick brown fox jumps over the lazy dog. ".iter().copied().cycle().take(4 * MIB).collect();
+    let remote = ferry.remote();
+    for (name, content, how, most, least) in [
+        ("text", &text, "auto", MIB, 0),
+        ("text-level", &text, "3", MIB, 0),
+        ("text-none", &text, "none", 5 * MIB, 4 * MIB),
+        ("noise", &noise(1, 4 * MIB), "auto", 4 * MIB + 40_000, 4 * MIB),
+    ] {
+        let (source, target) = (ferry.image(name, content), ferry.name(&format!("{name}-copy")));
+        let compress = format!("--compress={how}");
+        let options: Vec<&str> = remote.iter().map(String::as_str).chain([compress.as_str()]).collect();
+        let wire = ferry.clone(&source, &format!("there:{target}"), &options).count("wire_bytes");
+        assert!((least as u64..most as u64).contains(&wire), "{name}: {wire} bytes");
+        equal(&source, &target);
+    }
+}
+
+/// A copy made by other means is found to be one; no manifest is needed to keep it.
+#[test]
+fn an_old_copy_is_adopted_and_only_its_differences_travel() {
+    for way in ["", "there:"] {
+        let ferry = Ferry::new();
+        let content = noise(1, 16 * MIB + 5000);
+        let (source, target) = (ferry.image("source", &content), ferry.image("target", &content));
+        change_blocks(&target, [3, 700, 701, 2000, 4097]);
+        let remote = ferry.remote();
+        let mut options: Vec<&str> = if way.is_empty() { vec![] } else { remote.iter().map(String::as_str).collect() };
+        let there = format!("{way}{target}");
+        let refused = ferry.run(&[&["clone", &source, &there], options.as_slice()].concat());
+        refused.says(8, &["exists and holds data: --overwrite if it may be lost"]);
+        options.push("--overwrite");
+        let plan = ferry.clone(&source, &there, &[options.as_slice(), &["--dry-run"]].concat());
+        assert_eq!(plan.count("sent_blocks"), 5);
+        let summary = ferry.clone(&source, &there, &options);
+        assert_eq!((summary.count("sent_blocks"), summary.count("changed_extents"), summary.count("generation")), (5, 4, 1));
+        equal(&source, &target);
+        options.pop();
+        ferry.clone(&source, &there, &options).sent_nothing();
+    }
+}
+
+/// The replica may be longer than the volume; what lies behind is nobody's business.
+#[test]
+fn what_lies_behind_the_volume_on_a_longer_replica_stays() {
+    let ferry = Ferry::new();
+    let (source, target) = (ferry.image("source", &noise(1, MIB + 700)), ferry.image("target", &noise(2, 2 * MIB)));
+    ferry.clone(&source, &target, &["--overwrite"]);
+    let (wanted, found) = (fs::read(&source).unwrap(), fs::read(&target).unwrap());
+    assert!(found[..MIB + 700] == wanted[..]);
+    assert!(found[MIB + 700..] == noise(2, 2 * MIB)[MIB + 700..]);
+}
