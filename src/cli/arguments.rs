@@ -278,8 +278,11 @@ pub enum ManifestAction {
 #[derive(Debug, Args)]
 pub struct ReceiverOptions {
     /// Serve one session on standard input and output: what `clone` runs on the other host
-    #[arg(long, conflicts_with = "config")]
+    #[arg(long)]
     pub stdio: bool,
+    /// Serve that session as this client of receiver.toml, by replica names and as far as its entry goes: the forced command of an ssh key
+    #[arg(long, value_name = "NAME", requires = "stdio")]
+    pub client: Option<String>,
     /// What is served, and to whom
     #[arg(long, value_name = "FILE", default_value = crate::agent::config::RECEIVER_TOML)]
     pub config: PathBuf,
