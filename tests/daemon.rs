@@ -193,3 +193,29 @@ fn an_expired_token_and_one_taken_back_open_nothing() {
     let (code, said) = end(&receiver.run(&["pair", "list"]));
     assert!(code == Some(0) && said.is_empty(), "{said}");
 }
+
+/// An ssh key whose command is forced: whatever the client asks to run, it gets this.
+#[test]
+fn a_forced_command_serves_names_and_not_paths() {
+    let agent = Agent::new();
+    let entry = "[[client]]\nname = \"prod1\"\nallow = [{ replica = \"db\" }]\n";
+    let receiver = Receiver::start(&["db", "web"], entry);
+    let image = agent.image("volume", 1 << 20, 1);
+    let image = image.to_str().unwrap();
+    let clone = |client: &str, target: &str| {
+        let config = receiver.state().with_file_name("receiver.toml");
+        let forced = format!("exec {} receiver --stdio --client {client} --config {}", receiver::PROGRAM, config.display());
+        end(&agent.run(&["clone", image, &format!("dr1:{target}"), "--rsh", &format!("sh -c '{forced}'")]))
+    };
+    let (code, said) = clone("prod1", "db");
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(fs::read(image).unwrap(), fs::read(receiver.image("db")).unwrap());
+    let elsewhere = agent.folder.path().join("elsewhere");
+    for target in ["web", "xyz", elsewhere.to_str().unwrap(), receiver.image("web").to_str().unwrap()] {
+        let (code, said) = clone("prod1", target);
+        assert!(code == Some(8) && said.contains("may not push to"), "{said}");
+    }
+    assert!(!elsewhere.exists() && !receiver.image("web").exists());
+    let (code, said) = clone("prod2", "db");
+    assert!(code == Some(8) && said.contains("there is no client"), "{said}");
+}

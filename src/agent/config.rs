@@ -88,8 +88,9 @@ impl Device {
 pub struct ClientEntry {
     /// How the log calls it.
     pub name: String,
-    /// The key it has to prove.
-    pub key: Pin,
+    /// The key it has to prove; none for one that comes through ssh alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<Pin>,
     /// What it may do.
     pub allow: Vec<Grant>,
 }
@@ -203,7 +204,7 @@ impl ReceiverConfig {
             if !clients.insert(&client.name) {
                 return Err(format!("two clients are called \"{}\"", client.name));
             }
-            if !keys.insert(client.key) {
+            if client.key.is_some_and(|key| !keys.insert(key)) {
                 return Err(format!("client \"{}\": its key is another client's already", client.name));
             }
         }

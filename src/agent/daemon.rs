@@ -16,6 +16,7 @@ use crate::receiver::{self, Received};
 use crate::ring::Choice;
 use crate::state::pairing::{self as lists, Enrolled};
 use crate::state::{StateDir, keys};
+use crate::transport::stream::Deadline;
 use crate::transport::tls::{self, OwnKey, Protocol, Raw, Tls};
 use crate::transport::{Wire, tcp};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -65,6 +66,42 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// A line of the log. Where nobody reads it any more, the daemon goes on.
 fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "blockferry: {text}");
+}
+
+/// What the log says of a session. What a peer calls things is escaped.
+fn line(client: &str, from: &str, served: &Served, progress: &Progress, began: Instant, result: &Result<Received>) -> String {
+    let (replica, operation) = served.asked();
+    let received = progress.sent_bytes.load(Ordering::Relaxed);
+    let result = match result {
+        Ok(Received { ack: Some(ack), .. }) => format!("result=committed generation={}", ack.generation),
+        Ok(_) => "result=done".to_owned(),
+        Err(error) => format!("result=failed exit={} reason={:?}", error.kind().exit_code(), error.chain()),
+    };
+    let seconds = began.elapsed().as_secs_f64();
+    format!("session client={client} from={from} replica={replica:?} op={operation} received={received} seconds={seconds:.1} {result}")
+}
+
+/// One session on standard input and output for a client of the configuration: what a forced command of ssh
+/// runs. The peer reads our standard error, so the log line goes to syslog.
+pub fn serve_one(config: ReceiverConfig, state: &StateDir, client: &str, choice: Choice, progress: &Progress) -> Result<()> {
+    let began = Instant::now();
+    let mut wire = super::stdio(choice, progress)?;
+    let Some(entry) = config.clients.iter().find(|entry| entry.name == client) else {
+        let error = Error::new(Kind::Refused, format!("there is no client {client:?} in the receiver's configuration"));
+        super::excuse(&mut wire, &error);
+        return Err(error);
+    };
+    let peer = std::env::var("SSH_CONNECTION").unwrap_or_default();
+    let from = peer.split(' ').next().filter(|from| !from.is_empty()).unwrap_or("stdio").to_owned();
+    let client = Client { name: client.to_owned(), from: from.clone(), grants: entry.allow.clone() };
+    let host = HostReplicas::new(state.clone(), choice);
+    let mut served = Served::new(Arc::new(config), client.clone(), Arc::default(), host, Deadline::default());
+    let result = receiver::receive(&mut wire, &mut served, progress);
+    let line = line(&client.name, &from, &served, progress, began, &result);
+    // Facility daemon, level info. Where no syslog listens, nobody asked for its lines.
+    let told = std::os::unix::net::UnixDatagram::unbound();
+    let _ = told.and_then(|socket| socket.send_to(format!("<30>blockferry[{}]: {line}", std::process::id()).as_bytes(), "/dev/log"));
+    result.map(|_| ())
 }
 
 /// One of a number that is limited; dropped = given back, also where a bug of ours ends a session.
@@ -244,7 +281,7 @@ impl Shared {
     /// have revoked one.
     fn client(&self, pin: &Pin) -> Option<(String, Vec<Grant>)> {
         let config = self.config();
-        if let Some(client) = config.clients.iter().find(|client| client.key == *pin) {
+        if let Some(client) = config.clients.iter().find(|client| client.key == Some(*pin)) {
             return Some((client.name.clone(), client.allow.clone()));
         }
         let enrolled = match lists::list::<Enrolled>(self.state.path()) {
@@ -290,17 +327,7 @@ impl Shared {
             }
             receiver::receive(&mut wire, &mut served, &progress)
         });
-        let (replica, operation) = served.asked();
-        let received = progress.sent_bytes.load(Ordering::Relaxed);
-        let result = match &result {
-            Ok(Received { ack: Some(ack), .. }) => format!("result=committed generation={}", ack.generation),
-            Ok(_) => "result=done".to_owned(),
-            Err(error) => format!("result=failed exit={} reason={:?}", error.kind().exit_code(), error.chain()),
-        };
-        let seconds = began.elapsed().as_secs_f64();
-        say(&format!(
-            "session client={name} from={from} replica={replica:?} op={operation} received={received} seconds={seconds:.1} {result}"
-        ));
+        say(&line(&name, &from.to_string(), &served, &progress, began, &result));
     }
 
     /// Tells a peer too many that it may come back.

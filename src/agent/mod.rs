@@ -14,7 +14,7 @@ mod served;
 mod sources;
 
 pub use attempt::{Job, Report, clone, excuse, serve_sender, stdio, verify};
-pub use daemon::Daemon;
+pub use daemon::{Daemon, serve_one};
 pub use link::Remote;
 pub use place::Place;
 pub use reading::{Snapshots, When, will_snapshot};

@@ -30,6 +30,11 @@ impl HostReplicas {
         ReplicaRecord::load(&HostFiles::new(&self.state.folder(Side::Replicas, relationship)))
     }
 
+    /// Takes a configured replica for this process. The name is one of the configuration's: it makes a folder.
+    pub fn lock_name(&self, replica: &str) -> Result<Lock> {
+        Lock::take(&self.state.served(replica)?, &format!("the replica {replica}"))
+    }
+
     /// Refuses a target that is another relationship's replica; with --overwrite that one is given up.
     fn check_claims(&self, hello: &Hello, identity: &Identity) -> Result<()> {
         for relationship in self.state.relationships(Side::Replicas)? {

@@ -11,7 +11,7 @@ use crate::error::{Error, Kind, Result};
 use crate::format::stream::{Hello, Purpose};
 use crate::identity::Identity;
 use crate::receiver::{Replicas, Site};
-use crate::state::Files;
+use crate::state::{Files, Lock};
 use crate::transport::stream::Deadline;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,6 +24,8 @@ pub struct Busy(Mutex<BTreeMap<String, String>>);
 struct Taken {
     busy: Arc<Busy>,
     replica: String,
+    /// The same against other processes: sessions that come through ssh.
+    _lock: Option<Lock>,
 }
 
 impl Busy {
@@ -33,7 +35,7 @@ impl Busy {
             return Err(Error::new(Kind::Locked, format!("the replica {replica} is in use by a session of {owner}: wait for it")));
         }
         all.insert(replica.to_owned(), format!("{} from {}", client.name, client.from));
-        Ok(Taken { busy: Arc::clone(self), replica: replica.to_owned() })
+        Ok(Taken { busy: Arc::clone(self), replica: replica.to_owned(), _lock: None })
     }
 }
 
@@ -101,7 +103,8 @@ impl Replicas for Served {
             );
             return Err(Error::new(Kind::Refused, message));
         }
-        let taken = self.busy.take(name, &self.client)?;
+        let mut taken = self.busy.take(name, &self.client)?;
+        taken._lock = Some(self.host.lock_name(name)?);
         let path = entry.device.path();
         if !path.exists() && !entry.device.is_made() {
             return Err(Error::new(

@@ -72,7 +72,7 @@ pub enum Command {
     /// Copy a volume to a replica; run again, send only what changed
     ///
     /// SRC and DST are block devices or image files, here or as HOST:PATH on another host (through ssh, one
-    /// of the two); DST may also be blockferry://HOST[:PORT]/REPLICA, a replica of a receiver. The target of a new pair must be free of data: --overwrite says that it may be lost; blocks
+    /// of the two); DST may also be blockferry://HOST/REPLICA or blockferry://HOST:PORT/REPLICA, a replica of a receiver. The target of a new pair must be free of data: --overwrite says that it may be lost; blocks
     /// that are equal already are found and kept. Interrupted at any point, the same command goes on from there.
     Clone(CloneOptions),
     /// Read both sides and compare; exit 7 where they differ
@@ -278,8 +278,11 @@ pub enum ManifestAction {
 #[derive(Debug, Args)]
 pub struct ReceiverOptions {
     /// Serve one session on standard input and output: what `clone` runs on the other host
-    #[arg(long, conflicts_with = "config")]
+    #[arg(long)]
     pub stdio: bool,
+    /// Serve that session as this client of receiver.toml, by replica names and as far as its entry goes: the forced command of an ssh key
+    #[arg(long, value_name = "NAME", requires = "stdio")]
+    pub client: Option<String>,
     /// What is served, and to whom
     #[arg(long, value_name = "FILE", default_value = crate::agent::config::RECEIVER_TOML)]
     pub config: PathBuf,

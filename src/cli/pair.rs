@@ -72,7 +72,8 @@ fn accept_one(state: &StateDir, options: &AcceptOptions, common: &Common, output
 fn list(state: &StateDir, config: Option<&ReceiverConfig>, output: &Output) -> Result<()> {
     for client in config.iter().flat_map(|config| &config.clients) {
         output.line(|| json!({"type": "client", "name": client.name, "key": client.key, "from": "receiver.toml"}));
-        output.text(format!("client   {} {} (receiver.toml)", client.name, client.key));
+        let key = client.key.map_or("through ssh".to_owned(), |key| key.to_string());
+        output.text(format!("client   {} {key} (receiver.toml)", client.name));
     }
     for client in lists::list::<Enrolled>(state.path())? {
         output.line(|| json!({"type": "client", "name": client.name, "key": client.key, "replicas": client.replicas, "from": "pair"}));

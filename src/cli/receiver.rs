@@ -16,7 +16,7 @@ use sd_notify::NotifyState;
 /// Serves one session on standard input and output, or paired hosts until a signal.
 pub fn run(common: &Common, options: &ReceiverOptions, output: &Output) -> Result<()> {
     if options.stdio {
-        return one_session(common);
+        return one_session(common, options);
     }
     let config = ReceiverConfig::load(&options.config)?;
     let state = state_of(common, Some(&config))?;
@@ -26,7 +26,7 @@ pub fn run(common: &Common, options: &ReceiverOptions, output: &Output) -> Resul
     let daemon = Daemon { config, config_path: options.config.clone(), state, choice: common.io.into(), stop, reload };
     let result = daemon.run(inherited, |address, pin| {
         if !output.quiet {
-            eprintln!("blockferry: listening on {address}, key {pin}");
+            output.warn(&format!("listening on {address}, key {pin}"));
         }
         let _ = sd_notify::notify(false, &[NotifyState::Ready]);
     });
@@ -34,9 +34,14 @@ pub fn run(common: &Common, options: &ReceiverOptions, output: &Output) -> Resul
     result
 }
 
-fn one_session(common: &Common) -> Result<()> {
+fn one_session(common: &Common, options: &ReceiverOptions) -> Result<()> {
     let progress = Progress::new(signals::stop_flag()?);
     let choice = common.io.into();
+    if let Some(client) = &options.client {
+        let config = ReceiverConfig::load(&options.config)?;
+        let state = state_of(common, Some(&config))?;
+        return agent::serve_one(config, &state, client, choice, &progress);
+    }
     let mut wire = agent::stdio(choice, &progress)?;
     let state = state_dir(common).inspect_err(|error| agent::excuse(&mut wire, error))?;
     let mut replicas = HostReplicas::new(state, choice);

@@ -82,6 +82,13 @@ impl StateDir {
         Ok(all)
     }
 
+    /// The folder that stands for a replica the daemon serves under this name: it holds a lock and nothing else.
+    pub fn served(&self, replica: &str) -> Result<PathBuf> {
+        let folder = self.root.join("served").join(replica);
+        make_dir(&folder)?;
+        Ok(folder)
+    }
+
     /// The folder of a relationship; not made here.
     pub fn folder(&self, side: Side, relationship: &Uuid) -> PathBuf {
         side_path(&self.root, side).join(relationship.to_string())
