@@ -1,0 +1,264 @@
+//! Takes the frames of one generation: proves each, keeps it in the journal or on the device, makes it
+//! durable now and then, and hands the whole to the committer.
+
+use super::committer::{self, Commit, checked_range};
+use super::journaler::Journaler;
+use super::prover::{Prover, device_runs};
+use super::target::Target;
+use super::{Held, Received, Session, Site, recovery};
+use crate::digest::Digest;
+use crate::error::{Error, Kind, Result};
+use crate::failpoint;
+use crate::format::stream::{Ack, Begin, End, Frame, FrameKind, Header, Message, Mode};
+use crate::limits::*;
+use crate::progress::Phase;
+use crate::state::manifest::Draft;
+use crate::state::{JOURNAL, ReplicaRecord};
+use crate::transport::wire::unexpected;
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// What a pass has taken in so far.
+struct Intake {
+    prover: Prover,
+    draft: Option<Draft>,
+    journal: Option<Journaler>,
+    /// Extents to be asked for again.
+    unproven: BTreeSet<u64>,
+    /// Extents whose own content on the replica was wrong.
+    healed: BTreeSet<u64>,
+    rounds: u32,
+    /// Bytes written straight to the device since its last flush.
+    unflushed: u64,
+}
+
+/// The journal of this pass; made with the first frame that needs it.
+fn journal<'j>(journal: &'j mut Option<Journaler>, site: &dyn Site, record: &ReplicaRecord) -> Result<&'j mut Journaler> {
+    if journal.is_none() {
+        *journal = Some(Journaler::create(site.make_journal()?, &recovery::belongs(record)?)?);
+        failpoint::reach("receiver.journal-created");
+    }
+    journal.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the journal is gone"))
+}
+
+impl Session<'_> {
+    /// Takes the frames of one generation.
+    pub(super) fn pass(mut self, held: Held, begin: Begin) -> Result<Received> {
+        let expected = self.record.as_ref().map_or(0, |record| record.generation) + 1;
+        if begin.generation != expected {
+            return Err(Error::new(Kind::Refused, format!("the sender begins generation {}, but {expected} comes next", begin.generation)));
+        }
+        if self.target.is_none() {
+            self.target = Some(Target::new(self.site.make_disk(self.geometry.volume_bytes())?, self.geometry)?);
+        }
+        let (mut record, is_new) = match self.record.take() {
+            Some(record) => (record, false),
+            None => (self.new_record()?, true),
+        };
+        let (draft, journal) = match held {
+            Held::Overlaid(overlay) => (overlay.0, Some(overlay.1)),
+            Held::Clean(manifest) | Held::Initializing(manifest) => (Draft::new(self.site.files(), manifest)?, None),
+            // The empty manifest is durable before a record says that it holds hints: one of an older
+            // time that lay there must not be believed.
+            Held::Foreign => (self.empty_draft(&record)?.checkpoint(self.site.files())?, None),
+            Held::Absent => {
+                let mut draft = self.empty_draft(&record)?;
+                draft.set_zeros(0..self.geometry.extents())?;
+                (draft.checkpoint(self.site.files())?, None)
+            }
+        };
+        if is_new {
+            record.store(self.site.files())?;
+            failpoint::reach("receiver.record-created");
+        }
+        // From here on the target belongs to this relationship.
+        self.progress.enter(Phase::Transfer, self.geometry.volume_bytes());
+        let mut intake = Intake {
+            prover: Prover::new(self.geometry, &self.hasher)?,
+            draft: Some(draft),
+            journal,
+            unproven: BTreeSet::new(),
+            healed: BTreeSet::new(),
+            rounds: 0,
+            unflushed: 0,
+        };
+        let taken = self.take_frames(&mut intake, &mut record, &begin);
+        if let Err(error) = &taken
+            && error.kind() != Kind::Storage
+        {
+            // Whatever cut the stream, what came is made durable for the next run. Where that fails too,
+            // less is kept; the first error is the one to report.
+            let _ = self.checkpoint(&mut intake);
+        }
+        taken
+    }
+
+    fn take_frames(&mut self, intake: &mut Intake, record: &mut ReplicaRecord, begin: &Begin) -> Result<Received> {
+        loop {
+            let Some(header) = self.wire.next_frame()? else { return Err(self.cut()) };
+            match header.kind {
+                FrameKind::Data => self.take_data(intake, record, &header)?,
+                _ => match self.wire.frame(&header)? {
+                    Frame::Message(Message::Zero { first, count }) => self.take_zero(intake, record, &header, first, count)?,
+                    Frame::Message(Message::Mark(bytes)) => self.progress.scanned_bytes.store(bytes, Relaxed),
+                    Frame::Message(Message::End(end)) => {
+                        self.wire.done(&header);
+                        match self.end(intake, record, begin, end)? {
+                            Some(received) => return Ok(received),
+                            None => continue,
+                        }
+                    }
+                    Frame::Message(Message::Abort(refusal) | Message::Refuse(refusal)) => return Err(self.wire.said(refusal)),
+                    _ => return Err(unexpected(header.kind)),
+                },
+            }
+            self.progress.sent_bytes.fetch_add(header.frame_bytes() as u64, Relaxed);
+            self.wire.done(&header);
+        }
+    }
+
+    fn take_data(&mut self, intake: &mut Intake, record: &ReplicaRecord, header: &Header) -> Result<()> {
+        let Frame::Data(data) = self.wire.frame(header)? else { return Err(unexpected(header.kind)) };
+        data.check(&self.geometry, header)?;
+        let target = self.target.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the replica's device is not open"))?;
+        let draft = intake.draft.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the draft is gone"))?;
+        let mut buffer = target.buffer()?;
+        intake.prover.unpack(&data, &mut buffer)?;
+        self.progress.changed_bytes.fetch_add(data.plain_bytes as u64, Relaxed);
+        let unproven = intake.prover.prove(&data, &buffer[..data.plain_bytes], target, draft, self.mode == Mode::Journal)?;
+        if !unproven.is_empty() {
+            target.put(buffer);
+            // The frame as a whole is refused, so that what is kept is proven to the last block.
+            intake.healed.extend(unproven.iter().map(|extent| extent.0));
+            intake.unproven.extend(data.lines().map(|line| line.extent.0));
+            if intake.unproven.len() > NEED_EXTENTS_MAX {
+                let message = format!(
+                    "{} differs from its manifest in too many places: run again with --resync, which reads it anew and sends what differs",
+                    target.name()
+                );
+                return Err(Error::new(Kind::Refused, message));
+            }
+            return Ok(());
+        }
+        data.lines().for_each(|line| {
+            intake.unproven.remove(&line.extent.0);
+        });
+        if self.mode == Mode::Direct {
+            intake.unflushed += data.plain_bytes as u64;
+            draft.forget(data.lines().map(|line| line.extent))?;
+            target.write(buffer, device_runs(&data, &self.geometry))?;
+        } else {
+            target.put(buffer);
+            let frame = self.wire.bytes(header);
+            journal(&mut intake.journal, &*self.site, record)?.append(header, frame)?;
+        }
+        self.checkpoint_if_due(intake)
+    }
+
+    fn take_zero(&mut self, intake: &mut Intake, record: &ReplicaRecord, header: &Header, first: u64, count: u64) -> Result<()> {
+        let extents = checked_range(&self.geometry, first, count)?;
+        let draft = intake.draft.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the draft is gone"))?;
+        draft.set_zeros(extents.clone())?;
+        if self.mode == Mode::Direct {
+            let target = self.target.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the replica's device is not open"))?;
+            draft.forget_zeroed(extents.clone())?;
+            target.zero(extents)?;
+        } else {
+            let frame = self.wire.bytes(header);
+            journal(&mut intake.journal, &*self.site, record)?.append(header, frame)?;
+        }
+        self.checkpoint_if_due(intake)
+    }
+
+    fn checkpoint_if_due(&mut self, intake: &mut Intake) -> Result<()> {
+        let due = match &intake.journal {
+            Some(journal) => journal.unsynced() >= JOURNAL_CHECKPOINT_BYTES,
+            None => intake.unflushed >= DIRECT_CHECKPOINT_BYTES,
+        };
+        if due { self.checkpoint(intake) } else { Ok(()) }
+    }
+
+    /// Makes what came so far durable. From here on a cut costs only what comes after.
+    fn checkpoint(&mut self, intake: &mut Intake) -> Result<()> {
+        if self.mode == Mode::Direct {
+            self.target()?.flush()?;
+            failpoint::reach("receiver.direct-checkpoint-flushed");
+            // The manifest follows the flush: what it says is on the device, is.
+            if let Some(draft) = intake.draft.take() {
+                intake.draft = Some(draft.checkpoint(self.site.files())?);
+            }
+            intake.unflushed = 0;
+            failpoint::reach("receiver.direct-checkpoint-installed");
+        } else if let Some(journal) = &mut intake.journal {
+            self.check_room(journal.bytes())?;
+            let journal = intake.journal.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the journal is gone"))?;
+            journal.checkpoint()?;
+            failpoint::reach("receiver.journal-checkpoint");
+        }
+        Ok(())
+    }
+
+    /// Stops before the journal fills the file system it lies on.
+    fn check_room(&self, journal_bytes: u64) -> Result<()> {
+        let free = self.site.files().free_bytes()?;
+        if free >= JOURNAL_RESERVE_BYTES + JOURNAL_CHECKPOINT_BYTES.min(journal_bytes) {
+            return Ok(());
+        }
+        let message = format!(
+            "no room for the journal in {}: it has {journal_bytes} bytes so far and {free} are left there. The replica is untouched. Make room, or choose another --state-dir; --dry-run tells how much a run would send",
+            self.site.files().place()
+        );
+        Err(Error::new(Kind::Storage, message))
+    }
+
+    /// The sender is done: ask again for what could not be proven, or commit.
+    fn end(&mut self, intake: &mut Intake, record: &mut ReplicaRecord, begin: &Begin, end: End) -> Result<Option<Received>> {
+        if end.generation != begin.generation {
+            return Err(Error::malformed("the sender ends another generation than it began"));
+        }
+        if !intake.unproven.is_empty() {
+            intake.rounds += 1;
+            if intake.rounds > NEED_ROUNDS_MAX {
+                return Err(Error::new(Kind::Storage, format!("{} does not keep what is written to it", self.site.name())));
+            }
+            let extents: Vec<u64> = intake.unproven.iter().copied().collect();
+            self.wire.say(&Message::Need(extents))?;
+            return Ok(None);
+        }
+        let mut draft = intake.draft.take().ok_or_else(|| Error::new(Kind::Failed, "the draft is gone"))?;
+        let root = draft.root()?;
+        if root != end.root {
+            return Err(self.wrong_root(record, &end, root));
+        }
+        let commit = Commit { generation: end.generation, root, source_time_ms: begin.source_time_ms };
+        self.progress.enter(Phase::Commit, self.geometry.volume_bytes());
+        record.healed_extents += intake.healed.len() as u64;
+        let target = self.target.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the replica's device is not open"))?;
+        match intake.journal.take() {
+            Some(journal) => committer::seal_and_commit(&*self.site, record, &commit, draft, journal, target)?,
+            None => committer::commit_direct(&*self.site, record, &commit, draft, target)?,
+        }
+        let ack =
+            Ack { generation: commit.generation, root, healed_extents: intake.healed.len() as u64, written_bytes: target.written_bytes() };
+        // The commit stands whether or not the sender hears of it: its next handshake finds out.
+        let _ = self.wire.say(&Message::Ack(ack)).and_then(|()| self.wire.flush());
+        Ok(Some(self.received(Some(ack), Some(end))))
+    }
+
+    /// Both sides hold proven extents but not the same volume: one of the two manifests is wrong. The
+    /// device decides at the next run; nothing of this delta is kept.
+    fn wrong_root(&self, record: &mut ReplicaRecord, end: &End, root: Digest) -> Error {
+        record.rehash = true;
+        let remembered = record.store(self.site.files()).and_then(|()| self.site.files().remove(JOURNAL));
+        let message = format!(
+            "{}: the delta makes root {root}, the source has {}. The replica stays generation {}; the next run reads it anew and sends what differs",
+            self.site.name(),
+            end.root,
+            record.generation
+        );
+        match remembered {
+            Ok(()) => Error::new(Kind::Failed, message),
+            Err(cause) => Error::because(Kind::Failed, message, cause),
+        }
+    }
+}
