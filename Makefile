@@ -20,11 +20,11 @@ check:    ## formatting, lints and documentation, warnings denied
 test:     ## everything that tests; installs what it needs (root on Debian or Ubuntu) or names it
 	bash tests/needs
 	PATH="$$PATH:/usr/sbin:/sbin" $(CARGO) test
-	if [ -e tests/kill.rs ]; then PATH="$$PATH:/usr/sbin:/sbin" $(CARGO) test --features failpoints --test kill; fi
-	if [ -e vm-tests/run ]; then $(MAKE) vm-test; fi
+	PATH="$$PATH:/usr/sbin:/sbin" $(CARGO) test --features failpoints --test kill --test doctor --test replay
+	$(MAKE) vm-test
 
-vm-test:  ## the tests that want a machine of their own
-	bash vm-tests/run
+vm-test: build ## real LVM on a real kernel in a throw-away guest: every case on one back-end, some on the other
+	bash vm-tests/run --backend all
 
 bench:    ## measures; no bench fails on a time
 	$(CARGO) bench
@@ -35,7 +35,7 @@ fuzz:     ## the random tests for longer: make fuzz CASES=100000
 man:      ## manual pages and shell completions under target/man, from the same words as --help
 	$(CARGO) run --release --example man -- target/man
 
-install: build ## into $(DESTDIR)$(PREFIX)
+install: build man ## into $(DESTDIR)$(PREFIX)
 	install -D -m 755 target/release/blockferry $(DESTDIR)$(PREFIX)/bin/blockferry
 	for page in target/man/*.[1-8]; do \
 	  if [ -e "$$page" ]; then install -D -m 644 "$$page" "$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/}"; fi; \

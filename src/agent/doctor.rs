@@ -1,5 +1,5 @@
-//! Looks through the state directory for what killed or abandoned runs left, says of each thing what it
-//! is and what completes it, and does what is safe.
+//! Looks through the state directory, and through the volume groups of this host, for what killed or
+//! abandoned runs left, says of each thing what it is and what completes it, and does what is safe.
 //!
 //! Every folder is looked at and changed under its lock; one that is in use is passed over. Safe is what
 //! the next run would do by itself, or what no run would ever look at again: nothing that would have to
@@ -13,6 +13,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::format::journal::Belongs;
 use crate::format::manifest::About;
 use crate::format::stream::{Frame, Message};
+use crate::lvm;
 use crate::receiver::{self, Walk};
 use crate::ring::Choice;
 use crate::state::manifest::{self, Damage, Manifest};
@@ -57,6 +58,8 @@ pub enum What {
     DeviceGone,
     /// A record that cannot be read.
     Damaged,
+    /// A snapshot of a source, made for a run that was killed.
+    Snapshot,
 }
 
 /// What `--fix` does about it.
@@ -74,6 +77,8 @@ enum Cure {
     GiveUp,
     /// Removes the whole folder.
     RemoveFolder,
+    /// Removes the snapshot.
+    RemoveSnapshot(lvm::Leftover),
 }
 
 /// Something that a run left.
@@ -127,7 +132,25 @@ pub fn examine(state: &StateDir, treatment: Treatment, choice: Choice) -> Result
         }
     }
     verifications(state, treatment, &mut diagnosis)?;
+    snapshots(treatment, &mut diagnosis);
     Ok(diagnosis)
+}
+
+/// Snapshots of ours whose process is gone.
+fn snapshots(treatment: Treatment, diagnosis: &mut Diagnosis) {
+    let found = match lvm::leftovers(None) {
+        Ok(found) => found,
+        // Without lvm2, or without root, no run of ours has made any.
+        Err(error) if error.kind() == Kind::Usage => return,
+        Err(error) => return diagnosis.failures.push(error.chain()),
+    };
+    for dead in found.into_iter().filter(|found| !found.owner_lives) {
+        let story = format!("the snapshot {} of {}, made for a run that was killed", dead.label(), dead.volume);
+        let (place, bytes) = (Path::new("/dev").join(dead.label()), dead.bytes);
+        let remedy = "`blockferry doctor --fix` removes it, and so does the next clone of a logical volume";
+        let found = Leftover { bytes, ..leftover(What::Snapshot, &place, story, remedy, Cure::RemoveSnapshot(dead)) };
+        treat(vec![found], &place, treatment, diagnosis);
+    }
 }
 
 /// The working folders of verifications: a live one holds its lock.
@@ -465,6 +488,7 @@ fn treat(found: Vec<Leftover>, folder: &Path, treatment: Treatment, diagnosis: &
                 std::fs::remove_dir_all(folder).context(Kind::Storage, || format!("remove {}", folder.display()))
             }
             Cure::Install if treatment.fix => install(folder),
+            Cure::RemoveSnapshot(dead) if treatment.fix => lvm::remove_leftover(dead),
             _ => {
                 diagnosis.leftovers.push(found);
                 continue;

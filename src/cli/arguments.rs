@@ -243,7 +243,7 @@ pub struct PromoteOptions {
 /// Options of `doctor`.
 #[derive(Debug, Args)]
 pub struct DoctorOptions {
-    /// Complete commits that were cut, and remove files that no run will use
+    /// Complete commits that were cut, and remove files and snapshots that no run will use
     #[arg(long)]
     pub fix: bool,
     /// Give up what unfinished journals hold, for its room: the next clone sends it again

@@ -36,6 +36,12 @@ pub trait Disk: Send {
     /// Makes a file longer or shorter. Devices refuse.
     fn resize(&mut self, bytes: u64) -> Result<()>;
 
+    /// Whether a range is zeroed without writing it. Where it is not, as on thin volumes, zeros cost time and
+    /// room, and it pays to look first whether they are there.
+    fn zeroes_cheaply(&self) -> bool {
+        true
+    }
+
     /// Announces the buffers that will be used most.
     fn register(&mut self, _pool: &Pool) {}
 }

@@ -45,6 +45,7 @@ pub struct RawDisk {
     is_device: bool,
     logical_block: u32,
     physical_block: u32,
+    zeroes_cheaply: bool,
     /// Requests that reach beyond the end are answered here.
     refused: VecDeque<Completion>,
 }
@@ -107,6 +108,7 @@ impl RawDisk {
             is_device,
             logical_block,
             physical_block,
+            zeroes_cheaply: !is_device || super::stack::zeroes_cheaply(path),
             refused: VecDeque::new(),
         })
     }
@@ -260,6 +262,10 @@ impl Disk for RawDisk {
         self.buffered.set_len(bytes).context(Kind::Storage, || format!("resize {} to {bytes} bytes", self.name))?;
         self.bytes = bytes;
         Ok(())
+    }
+
+    fn zeroes_cheaply(&self) -> bool {
+        self.zeroes_cheaply
     }
 
     fn register(&mut self, pool: &Pool) {

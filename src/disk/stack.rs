@@ -55,6 +55,15 @@ impl FromStr for Number {
     }
 }
 
+/// Whether a block device zeroes a range at a word; what does not say so has to be written.
+pub(super) fn zeroes_cheaply(path: &Path) -> bool {
+    let Ok(Node::Device(number)) = Node::of(path) else { return false };
+    let folder = number.folder();
+    // A partition has the queue of its disk.
+    let most = attribute(&folder, "queue/write_zeroes_max_bytes").or_else(|| attribute(folder.parent()?, "queue/write_zeroes_max_bytes"));
+    most.is_some_and(|most| most != "0")
+}
+
 /// Something that holds bytes, under the kernel's own name for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Node {

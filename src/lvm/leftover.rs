@@ -23,7 +23,7 @@ pub(super) const RUN_TAG: &str = "blockferry.run=";
 pub(super) const OWNER_TAG: &str = "blockferry.owner=";
 
 /// A snapshot with our tag.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leftover {
     /// Its volume group.
     pub vg: String,
@@ -31,6 +31,8 @@ pub struct Leftover {
     pub name: String,
     /// Its volume, as `vg/lv`.
     pub volume: String,
+    /// The room it takes: its COW store, or for a thin one its virtual size.
+    pub bytes: u64,
     /// The run it was made for.
     pub run: Option<String>,
     /// The process that made it still runs; it will remove it itself.
@@ -43,6 +45,7 @@ impl Leftover {
             vg: lv.vg.clone(),
             name: lv.name.clone(),
             volume: format!("{}/{}", lv.vg, lv.origin),
+            bytes: lv.bytes,
             run: lv.tag_value(RUN_TAG).map(str::to_owned),
             owner_lives: lv.tag_value(OWNER_TAG).is_some_and(Owner::lives),
         }

@@ -1,6 +1,7 @@
 //! The replica's device with its buffers: writes run ahead, reads come in batches, and the first
 //! failure is the last word.
 
+use crate::digest::is_zero;
 use crate::disk::{Action, AlignedBuf, Completion, Disk, Pool, Request, Run};
 use crate::error::{Context, Error, Kind, Result};
 use crate::extent::{ExtentIndex, Geometry};
@@ -80,8 +81,33 @@ impl Target {
         self.submit(range, Action::Write(buffer, runs))
     }
 
-    /// Starts to make a range of extents read as zeros.
+    /// Starts to make a range of extents read as zeros. Where zeros would have to be written, only what is
+    /// not zero yet is.
     pub fn zero(&mut self, extents: Range<u64>) -> Result<()> {
+        if self.disk.zeroes_cheaply() {
+            return self.zero_all(extents);
+        }
+        let batch = (self.pool.buffer_bytes() / self.geometry.extent_bytes()).max(1) * WRITE_DEPTH;
+        let mut at = extents.start;
+        while at < extents.end {
+            let end = (at + batch as u64).min(extents.end);
+            let looked_at: Vec<ExtentIndex> = (at..end).map(ExtentIndex).collect();
+            let mut filled: Vec<Range<u64>> = Vec::new();
+            self.read_extents(&looked_at, &mut |extent, data| {
+                match filled.last_mut() {
+                    _ if is_zero(data) => {}
+                    Some(last) if last.end == extent.0 => last.end += 1,
+                    _ => filled.push(extent.0..extent.0 + 1),
+                }
+                Ok(())
+            })?;
+            filled.into_iter().try_for_each(|range| self.zero_all(range))?;
+            at = end;
+        }
+        Ok(())
+    }
+
+    fn zero_all(&mut self, extents: Range<u64>) -> Result<()> {
         let bytes = self.geometry.bytes_range(extents);
         let mut at = bytes.start;
         while at < bytes.end {

@@ -5,12 +5,11 @@
 
 use crate::ferry::{BLOCK, Ended, Ferry, blocks_in_common, equal, noise};
 use crate::link::Link;
-use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 const MIB: usize = 1 << 20;
@@ -242,7 +241,7 @@ fn a_second_signal_ends_at_once() {
     assert!(second.elapsed() < Duration::from_secs(3), "it took {:?}", second.elapsed());
 }
 
-/// Found by hand: the run waited for the remote shell, and that for a dead link, for ever.
+/// Found by reading: the run waited for the remote shell, and that for a dead link, for ever.
 #[test]
 fn one_signal_is_enough_on_a_dead_link() {
     let story = Story::new(16 * MIB);
@@ -259,12 +258,11 @@ fn one_signal_is_enough_on_a_dead_link() {
 fn ctrl_c_that_ends_the_remote_shell_too_is_no_failure_of_the_network() {
     let story = Story::new(16 * MIB);
     let mut link = Link::stalling_after(&story.ferry, 9 * MIB);
-    let options = story.ferry.remote_through(&link.shell);
-    let there = story.there();
-    let mut command = story.ferry.command(&["clone", &story.source, &there]);
-    let child = command.args(&options).process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let child = story.start_over(&link);
     link.wait();
-    killpg(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
+    // As ssh does it: the shell is gone with the same signal, the receiver on its own host only sees the cut.
+    signal(&child, Signal::SIGINT);
+    link.cut();
     end(child, &mut link).says(130, &["stopped by a signal"]);
     wait_until_free(&story.ferry.pair("remote", "replicas"));
     story.run();

@@ -1,7 +1,6 @@
 # The faults of the library do what they say: failing, lying and slow writes, one flipped bit.
 # needs: dm-flakey dm-delay
 # backend: any
-# reference: yes
 
 make_vg vg a
 make_lv vg/lv 32M

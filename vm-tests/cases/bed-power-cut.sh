@@ -1,6 +1,5 @@
 # A power cut keeps what was synced and loses what was only in the page cache.
 # backend: any
-# reference: yes
 # cuts: now
 # disks: a:64M
 

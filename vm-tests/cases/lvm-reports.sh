@@ -1,7 +1,6 @@
 # What lvs, vgs and pvs print as JSON here, kept in the results: the unit tests of src/lvm read copies.
 # needs: dm-snapshot dm-thin-pool
 # backend: any
-# reference: yes
 
 save() { # FILE COMMAND…
   mkdir -p /results/lvm-reports

@@ -1,7 +1,6 @@
 # Power cuts at the replica, in the first copy, while the journal fills, while it is applied, and after the commit.
 # needs: dm-delay dm-flakey binary
 # backend: any
-# reference: yes
 # cuts: first-copy journal apply committed
 # disks: a:160M r:160M
 

@@ -26,7 +26,7 @@ refused /dev/rvg/replica 'part of /dev/mapper/above'
 dmsetup remove above
 refused /dev/rvg/small '32|33554432|small'
 refused /dev/vg/src 'same|itself'
-pvcreate -qqf /dev/rvg/replica
+pvcreate -qqf --config 'devices { scan_lvs=1 }' /dev/rvg/replica # as a guest on this host would
 refused /dev/rvg/replica 'LVM|--overwrite'
 wipefs -qaf /dev/rvg/replica
 

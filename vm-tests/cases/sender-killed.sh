@@ -1,4 +1,4 @@
-# kill -9 in mid-run leaves a snapshot; the next run finds it by its tag, removes it and completes the replica.
+# kill -9 in mid-run leaves a snapshot; the next run, or doctor, finds it by its tag and removes it; the replica is completed.
 # needs: dm-snapshot dm-delay binary
 # backend: any
 # reference: yes
@@ -31,3 +31,13 @@ umount /tmp/m
 clone /dev/vg/src /dev/mapper/replica
 assert_no_snapshot_of_ours
 assert_same_bytes /dev/vg/src /dev/mapper/replica
+
+# doctor finds it too, and spares one whose run lives.
+pause_at_snapshot vg clone /dev/vg/src /dev/mapper/replica --state-dir "$STATE" --snapshot always
+exits 0 blockferry doctor --fix --state-dir "$STATE"
+[ -n "$(snapshots_of_ours)" ] || fail "doctor removed the snapshot of a run that lives"
+kill_ferry
+exits 1 blockferry doctor --state-dir "$STATE"
+assert_said "$(snapshots_of_ours)"
+blockferry doctor --fix --state-dir "$STATE"
+assert_no_snapshot_of_ours

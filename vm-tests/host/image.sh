@@ -121,6 +121,13 @@ SCRIPT
   chmod +x "$CACHE/python3"
 }
 
+# A program of the guest, run on the host, which may not have it.
+of_guest() { # NAME PROGRAM ARGUMENT…
+  local root=$CACHE/root name=$1
+  shift
+  "$root/lib64/ld-linux-x86-64.so.2" --argv0 "$name" --library-path "$root/lib/x86_64-linux-gnu:$root/usr/lib/x86_64-linux-gnu" "$@"
+}
+
 # The two kernels, and of their modules those that a case may need.
 unpack_kernels() {
   local root=$CACHE/root tree=$CACHE/kernel-root deb modules version target
@@ -136,9 +143,7 @@ unpack_kernels() {
     cp "$modules"/modules.{builtin,order} "$target/"
     if [ -e "$modules/modules.builtin.modinfo" ]; then cp "$modules/modules.builtin.modinfo" "$target/"; fi
     (cd "$modules" && find kernel -regextype posix-extended -regex ".*/($MODULES)\.ko(\.xz)?" -exec cp --parents {} "$target" \;)
-    # The guest's own kmod: the host may have none, and packages bring no modules.dep.
-    "$root/lib64/ld-linux-x86-64.so.2" --argv0 depmod --library-path "$root/lib/x86_64-linux-gnu:$root/usr/lib/x86_64-linux-gnu" \
-      "$root/bin/kmod" -b "$root" "$version"
+    of_guest depmod "$root/bin/kmod" -b "$root" "$version" # packages bring no modules.dep
   done
 }
 
@@ -146,7 +151,7 @@ unpack_kernels() {
 pack_images() {
   local root=$CACHE/root initramfs=$CACHE/initramfs version module
   rm -f "$CACHE/root.img"
-  PATH=$PATH:/sbin:/usr/sbin mke2fs -q -F -t ext4 -O ^has_journal -m 0 -b 4096 -L vmroot -E root_owner=0:0 -d "$root" "$CACHE/root.img" 512M
+  MKE2FS_CONFIG=$root/etc/mke2fs.conf of_guest mke2fs "$root/sbin/mke2fs" -q -F -t ext4 -O ^has_journal -m 0 -b 4096 -L vmroot -E root_owner=0:0 -d "$root" "$CACHE/root.img" 512M
   version=$(basename "$CACHE"/kernel-root/lib/modules/*)
   rm -rf "$initramfs" && mkdir -p "$initramfs"/{bin,proc,sys,dev,newroot,m}
   cp "$root/usr/bin/busybox" "$initramfs/bin/"
