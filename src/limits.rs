@@ -104,10 +104,10 @@ pub const REMOVE_PAUSE: Duration = Duration::from_millis(250);
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time limit from a connection to the end of its TLS handshake, and from there to the first frame.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections at once that have not proven a key: each is a thread and a few kilobytes. One more closes the
+/// Connections at once that have not proven a key: each is a thread and some 40 KB. One more closes the
 /// oldest, so that a crowd that says nothing cannot keep out one that does.
 pub const HANDSHAKES_MAX: usize = 256;
-/// Sessions at once: each holds about ten megabytes of buffers.
+/// Sessions at once: by the sizes in this file each has about 15 MiB of buffers.
 pub const SESSIONS_MAX: usize = 64;
 /// Invitations open at once.
 pub const INVITES_MAX: usize = 64;

@@ -51,7 +51,7 @@ fn hello(replica: &str) -> Hello {
         algorithm: Algorithm::Xxh3,
         secret: [5; SECRET_BYTES],
         target: replica.to_owned(),
-        source: "a liar\nresult=committed".to_owned(),
+        source: "a liar".to_owned(),
     }
 }
 
@@ -199,11 +199,15 @@ fn a_greeting_that_is_none_and_a_first_frame_that_is_none_end_the_session() {
         Hello { extent_bytes: 1 << 31, ..hello("db") },
         Hello { target: "x".repeat(4000), ..hello("db") },
         Hello { target: "/etc/passwd".into(), ..hello("db") },
+        Hello { target: "db\nblockferry: session client=root result=committed".into(), ..hello("db") },
+        Hello { source: "\u{1b}[2J".into(), ..hello("db") },
     ] {
         let mut wire = wire(&liar, &receiver);
         assert!(introduce(&mut wire, &broken).unwrap_err().is_from_peer());
     }
     assert!(receiver.is_alive() && !receiver.image("db").exists());
+    let log = receiver.wait_for("is no name for a source");
+    assert!(!log.contains("\nblockferry: session client=root") && !log.contains('\u{1b}'), "{log}");
     assert_eq!(fs::read_dir(receiver.state().join("replicas")).unwrap().count(), 0);
 }
 

@@ -1,7 +1,7 @@
 //! `blockferry receiver`: listens, lets paired hosts in, and serves each in a thread of its own.
 //!
-//! What costs memory comes after what proves a key: a connection begins as a thread and a few
-//! kilobytes, and of those the oldest goes when there are too many. Whatever happens in one session,
+//! What costs memory comes after what proves a key: a connection begins as a thread and some
+//! 40 KB, and of those the oldest goes when there are too many. Whatever happens in one session,
 //! the others and the daemon go on.
 
 use super::config::{Grant, ReceiverConfig};

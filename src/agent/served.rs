@@ -67,7 +67,7 @@ pub struct Served {
 }
 
 impl Served {
-    /// For one session; its deadline ends with the first frame that makes sense.
+    /// For one session; its deadline ends when the client has introduced itself.
     pub fn new(config: Arc<ReceiverConfig>, client: Client, busy: Arc<Busy>, host: HostReplicas, deadline: Deadline) -> Served {
         Served { config, client, busy, host, deadline, asked: None }
     }
@@ -84,6 +84,7 @@ impl Served {
 
 impl Replicas for Served {
     fn find(&mut self, hello: &Hello) -> Result<Box<dyn Site>> {
+        self.deadline.clear();
         let name = hello.target.as_str();
         let operation = if hello.purpose == Purpose::Verify { Operation::Verify } else { Operation::Push };
         self.asked = Some((name.to_owned(), operation));
@@ -97,6 +98,10 @@ impl Replicas for Served {
             );
             return Err(Error::new(Kind::Refused, message));
         };
+        // It is remembered, and `status` prints it on a terminal that obeys escape sequences.
+        if hello.source.chars().any(char::is_control) {
+            return Err(Error::new(Kind::Refused, format!("{:?} is no name for a source: it has control characters", hello.source)));
+        }
         if hello.overwrite && !entry.overwrite {
             let message = format!(
                 "--overwrite is not obeyed for the replica {name}: its entry in receiver.toml says whether it may be (overwrite = true)"
@@ -122,7 +127,6 @@ impl Replicas for Served {
             ));
         }
         let site = self.host.find(&Hello { target: path.display().to_string(), ..hello.clone() })?;
-        self.deadline.clear();
         Ok(Box::new(ServedSite { site, _taken: taken }))
     }
 }

@@ -2,7 +2,7 @@
 //! are known by, and there is no certificate, no authority and no other way in.
 //!
 //! The handshake runs on the bare socket under one time limit, so that a peer that proves nothing costs a
-//! few kilobytes. Only then do buffers and a ring come to it. An end of the stream without the peer's
+//! thread and some 40 KB (measured, 200 connections). Only then do buffers and a ring come to it. An end of the stream without the peer's
 //! close_notify is a cut, whoever made it.
 
 use super::stream::{Deadline, Stream, interrupted};
@@ -81,7 +81,7 @@ impl fmt::Debug for OwnKey {
 /// Whether a connection for this protocol may come from who holds the key of this name.
 pub type Admit = Arc<dyn Fn(Protocol, &Pin) -> bool + Send + Sync>;
 
-/// AES-GCM first where the CPU has AES: three times the speed of ChaCha20 there, a third of it elsewhere.
+/// AES-GCM first where the CPU has AES, ChaCha20 first elsewhere.
 fn provider() -> Arc<CryptoProvider> {
     use rustls::crypto::ring::{self, cipher_suite};
     #[cfg(target_arch = "x86_64")]

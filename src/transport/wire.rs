@@ -197,9 +197,10 @@ impl Wire {
         }
     }
 
-    /// The peer's refusal as our error.
+    /// The peer's refusal as our error. It will be printed: what a terminal would obey is taken out.
     pub fn said(&self, refusal: Refusal) -> Error {
-        Error::by_peer(self.peer(), refusal.kind, refusal.message)
+        let plain = |letter: char| if letter.is_control() && letter != '\n' { '\u{fffd}' } else { letter };
+        Error::by_peer(self.peer(), refusal.kind, refusal.message.chars().map(plain).collect())
     }
 
     /// After a send failed: the peer may have said why before it went.
@@ -217,4 +218,20 @@ impl Wire {
 /// A frame that has no place here.
 pub fn unexpected(kind: FrameKind) -> Error {
     Error::malformed(format!("the peer sent a {kind:?} frame where it has no place"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::memory;
+    use super::*;
+
+    #[test]
+    fn what_a_peer_says_commands_no_terminal() {
+        let (near, far) = memory::pair(&Default::default()).unwrap();
+        let (mut near, mut far) = (Wire::new(Box::new(near)).unwrap(), Wire::new(Box::new(far)).unwrap());
+        far.abort(&Error::new(Kind::Refused, "no\u{1b}[2J\u{9b}A\nnever"));
+        let said = near.hear().unwrap_err();
+        assert_eq!(said.kind(), Kind::Refused);
+        assert!(said.chain().ends_with("no\u{fffd}[2J\u{fffd}A\nnever"), "{:?}", said.chain());
+    }
 }
