@@ -14,7 +14,7 @@ mod logwrites;
 mod loops;
 
 use daemon::Daemon;
-use ferry::{Dice, Ferry, assert_same, change_image, first_difference, make_image, seed};
+use ferry::{Dice, Ferry, assert_same, change_image, make_image, seed};
 use logwrites::{Log, entries_so_far};
 use loops::{Loop, Mounted, is_root, run};
 use std::fs::{self, File};
@@ -209,7 +209,7 @@ fn a_power_cut_while_applying_is_completed_from_the_journal() {
         let flushed = log.last_flush(upto);
         log.replay(0..flushed, &file);
         log.cut(flushed, upto, &mut dice, &file);
-        torn += usize::from(history.versions.iter().all(|version| first_difference(version, &rebuilt).is_some()));
+        torn += usize::from(history.versions.iter().all(|version| ferry::first_difference(version, &rebuilt).is_some()));
         let device = Loop::over(&rebuilt, 512);
         fs::remove_dir_all(&ferry.here).unwrap();
         run("cp", &["-a", saved.to_str().unwrap(), ferry.here.to_str().unwrap()]);

@@ -6,6 +6,7 @@ use crate::limits::SNAPSHOT_WATCH;
 use crate::lvm::{Policy, Snapshot, Volume, leftovers, remove_leftover};
 use crate::ring::Choice;
 use crate::sender::Watch;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -100,11 +101,16 @@ fn remove_what_died() {
     let dead = leftovers(None).map(|found| found.into_iter().filter(|leftover| !leftover.owner_lives).collect::<Vec<_>>());
     match dead {
         Ok(dead) => dead.iter().for_each(|leftover| match remove_leftover(leftover) {
-            Ok(()) => eprintln!("blockferry: removed {}, left by a run that died", leftover.label()),
-            Err(error) => eprintln!("blockferry: a snapshot of a run that died stays: {}", error.chain()),
+            Ok(()) => say(&format!("removed {}, left by a run that died", leftover.label())),
+            Err(error) => say(&format!("a snapshot of a run that died stays: {}", error.chain())),
         }),
-        Err(error) => eprintln!("blockferry: {}", error.chain()),
+        Err(error) => say(&error.chain()),
     }
+}
+
+/// A word on standard error; where that is closed, nobody wants it.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "blockferry: {text}");
 }
 
 /// An open source. Its snapshot goes with it.

@@ -14,7 +14,7 @@ mod zeroing;
 pub use buffer::{AlignedBuf, Pool};
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
@@ -122,7 +122,8 @@ fn say_fallback_once(cause: &io::Error) {
     static SAID: Once = Once::new();
     SAID.call_once(|| {
         let setting = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok();
-        eprintln!("{}", fallback_message(cause, setting.as_deref()));
+        // Where standard error is closed, nobody wants to know.
+        let _ = writeln!(io::stderr(), "{}", fallback_message(cause, setting.as_deref()));
     });
 }
 
