@@ -65,6 +65,8 @@ pub const JOURNAL_CHECKPOINT_BYTES: u64 = 64 << 20;
 pub const DIRECT_CHECKPOINT_BYTES: u64 = 256 << 20;
 /// Share of the state directory's file system that a journal leaves free.
 pub const JOURNAL_RESERVE_BYTES: u64 = 16 << 20;
+/// Of a small volume, one part in this many is left free instead: its deltas are small too.
+pub const JOURNAL_RESERVE_PART: u64 = 64;
 
 /// Extents of one manifest page: with 64 KiB extents a page is 20 KiB and covers 16 MiB.
 pub const PAGE_EXTENTS: usize = 256;

@@ -7,6 +7,7 @@ use super::output::{Output, differs};
 use super::signals;
 use crate::agent;
 use crate::error::Result;
+use crate::limits::EXTENT_BYTES_DEFAULT;
 use crate::progress::Progress;
 use indicatif::HumanBytes;
 use serde_json::json;
@@ -20,12 +21,20 @@ pub fn run(common: &Common, options: &VerifyOptions, output: &Output) -> Result<
     let stop = signals::stop_flag()?;
     let (here, there) = (Progress::new(stop.clone()), Progress::new(stop));
     let began = Instant::now();
+    let extent_bytes = u64::from(job.extent_bytes.unwrap_or(EXTENT_BYTES_DEFAULT));
     let (mut ranges, mut bytes) = (0u64, 0u64);
     let mut told = |range: Range<u64>| {
         ranges += 1;
         bytes += range.end - range.start;
-        output.line(|| json!({"type": "difference", "offset": range.start, "bytes": range.end - range.start}));
-        output.text(format!("differs: {} bytes at {:#x}", range.end - range.start, range.start));
+        let (first, last) = (range.start / extent_bytes, (range.end - 1) / extent_bytes);
+        let extents = if first == last { format!("extent {first}") } else { format!("extents {first} to {last}") };
+        output.line(|| {
+            json!({
+                "type": "difference", "offset": range.start, "bytes": range.end - range.start,
+                "first_extent": first, "last_extent": last,
+            })
+        });
+        output.text(format!("differs: {} bytes at {:#x} ({extents})", range.end - range.start, range.start));
     };
     let bar = Bar::show(output, &here, &there);
     let report = agent::verify(&job, &here, &there, &mut told);

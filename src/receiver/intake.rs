@@ -35,10 +35,28 @@ struct Intake {
 /// The journal of this pass; made with the first frame that needs it.
 fn journal<'j>(journal: &'j mut Option<Journaler>, site: &dyn Site, record: &ReplicaRecord) -> Result<&'j mut Journaler> {
     if journal.is_none() {
+        check_room(site, record, 0)?;
         *journal = Some(Journaler::create(site.make_journal()?, &recovery::belongs(record)?)?);
         failpoint::reach("receiver.journal-created");
     }
     journal.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the journal is gone"))
+}
+
+/// Stops before the journal fills the file system it lies on: before its first byte, and before each
+/// next window. What a whole delta will need is known to nobody yet; a small volume never needs much.
+fn check_room(site: &dyn Site, record: &ReplicaRecord, journal_bytes: u64) -> Result<()> {
+    let free = site.files().free_bytes()?;
+    let reserve = JOURNAL_RESERVE_BYTES.min(record.volume_bytes / JOURNAL_RESERVE_PART);
+    let needed = reserve + JOURNAL_CHECKPOINT_BYTES.min(journal_bytes);
+    if free >= needed {
+        return Ok(());
+    }
+    let message = format!(
+        "No space left for the journal in {}: it has {journal_bytes} bytes so far, {free} are left there and at least {} more are needed to go on. The replica is untouched and what came is kept. Make room, or choose another --state-dir; --dry-run tells how much a run would send",
+        site.files().place(),
+        needed - free
+    );
+    Err(Error::new(Kind::Storage, message))
 }
 
 impl Session<'_> {
@@ -152,7 +170,7 @@ impl Session<'_> {
             let frame = self.wire.bytes(header);
             journal(&mut intake.journal, &*self.site, record)?.append(header, frame)?;
         }
-        self.checkpoint_if_due(intake)
+        self.checkpoint_if_due(intake, record)
     }
 
     fn take_zero(&mut self, intake: &mut Intake, record: &ReplicaRecord, header: &Header, first: u64, count: u64) -> Result<()> {
@@ -167,15 +185,19 @@ impl Session<'_> {
             let frame = self.wire.bytes(header);
             journal(&mut intake.journal, &*self.site, record)?.append(header, frame)?;
         }
-        self.checkpoint_if_due(intake)
+        self.checkpoint_if_due(intake, record)
     }
 
-    fn checkpoint_if_due(&mut self, intake: &mut Intake) -> Result<()> {
+    fn checkpoint_if_due(&mut self, intake: &mut Intake, record: &ReplicaRecord) -> Result<()> {
         let due = match &intake.journal {
             Some(journal) => journal.unsynced() >= JOURNAL_CHECKPOINT_BYTES,
             None => intake.unflushed >= DIRECT_CHECKPOINT_BYTES,
         };
-        if due { self.checkpoint(intake) } else { Ok(()) }
+        if !due {
+            return Ok(());
+        }
+        self.checkpoint(intake)?;
+        intake.journal.as_ref().map_or(Ok(()), |journal| check_room(&*self.site, record, journal.bytes()))
     }
 
     /// Makes what came so far durable. From here on a cut costs only what comes after.
@@ -190,25 +212,10 @@ impl Session<'_> {
             intake.unflushed = 0;
             failpoint::reach("receiver.direct-checkpoint-installed");
         } else if let Some(journal) = &mut intake.journal {
-            self.check_room(journal.bytes())?;
-            let journal = intake.journal.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the journal is gone"))?;
             journal.checkpoint()?;
             failpoint::reach("receiver.journal-checkpoint");
         }
         Ok(())
-    }
-
-    /// Stops before the journal fills the file system it lies on.
-    fn check_room(&self, journal_bytes: u64) -> Result<()> {
-        let free = self.site.files().free_bytes()?;
-        if free >= JOURNAL_RESERVE_BYTES + JOURNAL_CHECKPOINT_BYTES.min(journal_bytes) {
-            return Ok(());
-        }
-        let message = format!(
-            "no room for the journal in {}: it has {journal_bytes} bytes so far and {free} are left there. The replica is untouched. Make room, or choose another --state-dir; --dry-run tells how much a run would send",
-            self.site.files().place()
-        );
-        Err(Error::new(Kind::Storage, message))
     }
 
     /// The sender is done: ask again for what could not be proven, or commit.

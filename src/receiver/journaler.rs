@@ -140,7 +140,12 @@ impl Journaler {
         while self.in_flight > 0 {
             self.reap()?;
         }
-        crate::disk::flush(&mut *self.disk)?;
+        if let Err(error) = crate::disk::flush(&mut *self.disk) {
+            // A second sync would prove nothing: the kernel reports a lost write once. The journal is given
+            // up, so that the next attempt stages the delta anew instead of going on behind it.
+            let _ = self.disk.resize(0);
+            return Err(error);
+        }
         self.synced = self.at;
         Ok(())
     }
