@@ -5,11 +5,12 @@
 //!
 //! | floor | rooms | business |
 //! |---|---|---|
-//! | 5 | [`cli`] | words typed by a person |
-//! | 4 | [`agent`] | decides when and how often; one attempt from lock to summary |
+//! | 6 | [`cli`] | words typed by a person |
+//! | 5 | [`agent`], [`serve`] | decides when and how often; lets paired hosts in |
+//! | 4 | [`attempt`] | one attempt from lock to summary |
 //! | 3 | [`sender`], [`receiver`] | one snapshot in, one delta out; one delta in, one generation out |
 //! | 2 | [`disk`], [`transport`], [`lvm`], [`state`] | a device, a stream, a snapshot, what we remember |
-//! | 1 | [`format`](mod@format), [`ring`] | what bytes mean; asking the kernel to move them |
+//! | 1 | [`format`](mod@format), [`ring`], [`settings`], [`schedule`] | what bytes mean; asking the kernel to move them; what files of settings have in common; when |
 //! | 0 | [`error`], [`limits`], [`extent`], [`digest`], [`identity`], [`pin`], [`progress`], [`failpoint`] | words |
 //!
 //! The data goes one way:
@@ -19,6 +20,7 @@
 #![deny(clippy::unwrap_used)]
 
 pub mod agent;
+pub mod attempt;
 pub mod cli;
 pub mod digest;
 pub mod disk;
@@ -33,6 +35,9 @@ pub mod pin;
 pub mod progress;
 pub mod receiver;
 pub mod ring;
+pub mod schedule;
 pub mod sender;
+pub mod serve;
+pub mod settings;
 pub mod state;
 pub mod transport;

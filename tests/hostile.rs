@@ -6,7 +6,7 @@
 #[path = "rig/receiver.rs"]
 mod receiver;
 
-use blockferry::agent::own_key;
+use blockferry::attempt::own_key;
 use blockferry::digest::{Algorithm, Digest, Hasher, SECRET_BYTES};
 use blockferry::error::{Error, Kind};
 use blockferry::extent::{ExtentIndex, Geometry};

@@ -6,7 +6,7 @@
 #[path = "rig/stand.rs"]
 mod ferry;
 
-use blockferry::agent::find_replica;
+use blockferry::attempt::find_replica;
 use blockferry::failpoint;
 use blockferry::receiver;
 use blockferry::ring::Choice;

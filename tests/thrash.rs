@@ -5,7 +5,7 @@
 #[path = "rig/stand.rs"]
 mod ferry;
 
-use blockferry::agent::find_replica;
+use blockferry::attempt::find_replica;
 use blockferry::digest::Hasher;
 use blockferry::extent::ExtentIndex;
 use blockferry::ring::Choice;

@@ -1,7 +1,7 @@
 //! What may be typed. The help texts here are the only place where options are described; the man page
 //! is made from them.
 
-use crate::agent::{Place, Snapshots, When};
+use crate::attempt::{Place, Snapshots, When};
 use crate::digest::Algorithm;
 use crate::limits::EXTENT_BYTES_DEFAULT;
 use crate::lvm::{CowSize, Policy, Room};
@@ -284,7 +284,7 @@ pub struct ReceiverOptions {
     #[arg(long, value_name = "NAME", requires = "stdio")]
     pub client: Option<String>,
     /// What is served, and to whom
-    #[arg(long, value_name = "FILE", default_value = crate::agent::config::RECEIVER_TOML)]
+    #[arg(long, value_name = "FILE", default_value = crate::serve::config::RECEIVER_TOML)]
     pub config: PathBuf,
 }
 
@@ -295,7 +295,7 @@ pub struct PairOptions {
     #[command(subcommand)]
     pub action: PairAction,
     /// The receiver's configuration, where there is one: its state directory, port and clients
-    #[arg(long, global = true, value_name = "FILE", default_value = crate::agent::config::RECEIVER_TOML)]
+    #[arg(long, global = true, value_name = "FILE", default_value = crate::serve::config::RECEIVER_TOML)]
     pub config: PathBuf,
 }
 
@@ -321,7 +321,7 @@ pub struct InviteOptions {
     #[arg(long, value_name = "NAME")]
     pub replica: String,
     /// How long the token can be used
-    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = crate::agent::config::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = crate::settings::parse_duration)]
     pub expires: Duration,
     /// How the sending host reaches this one [default: this host's name, and the port of receiver.toml]
     #[arg(long, value_name = "HOST[:PORT]")]
@@ -375,7 +375,7 @@ pub struct ConfigFile {
     #[arg(long, required = true)]
     pub receiver: bool,
     /// The file
-    #[arg(long, value_name = "FILE", default_value = crate::agent::config::RECEIVER_TOML)]
+    #[arg(long, value_name = "FILE", default_value = crate::serve::config::RECEIVER_TOML)]
     pub config: PathBuf,
 }
 

@@ -4,7 +4,7 @@ use super::arguments::{CloneOptions, Common, PassOptions, RemoteOptions, Snapsho
 use super::bar::Bar;
 use super::output::Output;
 use super::signals;
-use crate::agent::{self, Job, Place, Remote};
+use crate::attempt::{self, Job, Place, Remote};
 use crate::disk::guard;
 use crate::error::Result;
 use crate::format::stream::Purpose;
@@ -20,7 +20,7 @@ pub fn run(common: &Common, options: &CloneOptions, output: &Output) -> Result<(
     let (here, there) = (Progress::new(stop.clone()), Progress::new(stop));
     let began = Instant::now();
     let bar = Bar::show(output, &here, &there);
-    let report = agent::clone(&job, &here, &there, &mut |_| {});
+    let report = attempt::clone(&job, &here, &there, &mut |_| {});
     drop(bar);
     let what = if options.pass.dry_run { "plan" } else { "clone" };
     output.summary(what, &options.src.to_string(), &options.dst.to_string(), &report?, began.elapsed());
@@ -61,7 +61,7 @@ pub fn state_dir(common: &Common) -> Result<StateDir> {
 /// A mounted source that is read without a snapshot changes meanwhile: the replica then mixes moments. Not silently.
 pub fn warn_if_live(job: &Job, output: &Output) {
     if let Place::Local(path) = &job.source
-        && !agent::will_snapshot(path, &job.snapshots)
+        && !attempt::will_snapshot(path, &job.snapshots)
         && let Ok(Some(at)) = guard::mounted_at(path)
     {
         output.warn(&format!("{} is mounted at {at} and may change while it is read; what arrives then mixes moments. Use a logical volume, of which a snapshot can be made, or unmount it", path.display()));

@@ -2,8 +2,8 @@
 
 use super::arguments::{ConfigAction, ConfigOptions};
 use super::output::Output;
-use crate::agent::config::{EXAMPLE, ReceiverConfig};
 use crate::error::Result;
+use crate::serve::config::{EXAMPLE, ReceiverConfig};
 
 /// Checks, explains or shows a configuration. Of a good one `check` says nothing.
 pub fn run(options: &ConfigOptions, output: &Output) -> Result<()> {

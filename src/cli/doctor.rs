@@ -3,7 +3,7 @@
 use super::arguments::{Common, DoctorOptions};
 use super::clone::state_dir;
 use super::output::Output;
-use crate::agent::doctor::{self, Leftover, Treatment};
+use crate::attempt::doctor::{self, Leftover, Treatment};
 use crate::error::{Error, Kind, Result};
 use indicatif::HumanBytes;
 use serde_json::{Value, json};

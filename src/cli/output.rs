@@ -2,7 +2,7 @@
 
 use super::arguments::Common;
 use super::signals;
-use crate::agent::Report;
+use crate::attempt::Report;
 use crate::error::{Error, Kind, Result};
 use crate::format::stream::{Counts, Mode};
 use indicatif::HumanBytes;

@@ -4,10 +4,11 @@ use super::arguments::{AcceptOptions, Common, InviteOptions, PairAction, PairOpt
 use super::clone::state_dir;
 use super::output::Output;
 use super::signals;
-use crate::agent::config::ReceiverConfig;
-use crate::agent::{own_key, pairing};
+use crate::attempt::own_key;
 use crate::error::{Error, Kind, Result};
 use crate::progress::Progress;
+use crate::serve::config::ReceiverConfig;
+use crate::serve::pairing;
 use crate::state::StateDir;
 use crate::state::pairing::{self as lists, Enrolled, Invite, KnownReceiver};
 use crate::transport::tcp;
@@ -79,7 +80,7 @@ fn list(state: &StateDir, config: Option<&ReceiverConfig>, output: &Output) -> R
         output.line(|| json!({"type": "client", "name": client.name, "key": client.key, "replicas": client.replicas, "from": "pair"}));
         output.text(format!("client   {} {} {} since {}", client.name, client.key, client.replicas.join(" "), time(client.since_ms)));
     }
-    for invite in lists::list::<Invite>(state.path())?.iter().filter(|invite| invite.expires_ms > crate::agent::now_ms()) {
+    for invite in lists::list::<Invite>(state.path())?.iter().filter(|invite| invite.expires_ms > crate::attempt::now_ms()) {
         output.line(|| json!({"type": "invitation", "replica": invite.replica, "expires_ms": invite.expires_ms}));
         output.text(format!("invited  {} until {}", invite.replica, time(invite.expires_ms)));
     }

@@ -3,7 +3,7 @@
 use super::arguments::{Common, PromoteOptions};
 use super::clone::state_dir;
 use super::output::Output;
-use crate::agent::find_replica;
+use crate::attempt::find_replica;
 use crate::error::{Error, Kind, Result};
 use crate::receiver::promotion;
 use serde_json::json;

@@ -5,11 +5,12 @@ use super::clone::state_dir;
 use super::output::Output;
 use super::pair::state_of;
 use super::signals;
-use crate::agent::config::ReceiverConfig;
-use crate::agent::{self, Daemon, HostReplicas};
+use crate::attempt::{self, HostReplicas};
 use crate::error::{Context, Kind, Result};
 use crate::progress::Progress;
 use crate::receiver;
+use crate::serve::config::ReceiverConfig;
+use crate::serve::{self, Daemon};
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
 
@@ -40,10 +41,10 @@ fn one_session(common: &Common, options: &ReceiverOptions) -> Result<()> {
     if let Some(client) = &options.client {
         let config = ReceiverConfig::load(&options.config)?;
         let state = state_of(common, Some(&config))?;
-        return agent::serve_one(config, &state, client, choice, &progress);
+        return serve::serve_one(config, &state, client, choice, &progress);
     }
-    let mut wire = agent::stdio(choice, &progress)?;
-    let state = state_dir(common).inspect_err(|error| agent::excuse(&mut wire, error))?;
+    let mut wire = attempt::stdio(choice, &progress)?;
+    let state = state_dir(common).inspect_err(|error| attempt::excuse(&mut wire, error))?;
     let mut replicas = HostReplicas::new(state, choice);
     receiver::receive(&mut wire, &mut replicas, &progress)?;
     Ok(())

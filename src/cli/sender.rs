@@ -3,7 +3,7 @@
 use super::arguments::{Common, RemoteOptions, SenderOptions};
 use super::clone::job;
 use super::signals;
-use crate::agent::{self, Place};
+use crate::attempt::{self, Place};
 use crate::error::Result;
 use crate::progress::Progress;
 
@@ -14,6 +14,6 @@ pub fn run(common: &Common, options: &SenderOptions) -> Result<()> {
     let remote = RemoteOptions { rsh: String::new(), remote_program: String::new(), pin: None };
     let target = Place::Remote { host: String::new(), path: options.target.clone() };
     let job = job(common, &Place::Local(options.source.clone()), &target, Some(&options.pass), &options.snapshot, &remote)?;
-    agent::serve_sender(&job, &options.target, &options.label, &progress)?;
+    attempt::serve_sender(&job, &options.target, &options.label, &progress)?;
     Ok(())
 }

@@ -5,7 +5,7 @@ use super::bar::Bar;
 use super::clone::{job, warn_if_live};
 use super::output::{Output, differs};
 use super::signals;
-use crate::agent;
+use crate::attempt;
 use crate::error::Result;
 use crate::limits::EXTENT_BYTES_DEFAULT;
 use crate::progress::Progress;
@@ -37,7 +37,7 @@ pub fn run(common: &Common, options: &VerifyOptions, output: &Output) -> Result<
         output.text(format!("differs: {} bytes at {:#x} ({extents})", range.end - range.start, range.start));
     };
     let bar = Bar::show(output, &here, &there);
-    let report = agent::verify(&job, &here, &there, &mut told);
+    let report = attempt::verify(&job, &here, &there, &mut told);
     drop(bar);
     let report = report?;
     let (from, to) = (options.src.to_string(), options.dst.to_string());
@@ -61,7 +61,7 @@ pub fn run(common: &Common, options: &VerifyOptions, output: &Output) -> Result<
     job.resync = true;
     let began = Instant::now();
     let bar = Bar::show(output, &here, &there);
-    let report = agent::clone(&job, &here, &there, &mut |_| {});
+    let report = attempt::clone(&job, &here, &there, &mut |_| {});
     drop(bar);
     output.summary("repair", &from, &to, &report?, began.elapsed());
     Ok(())

@@ -1,5 +1,5 @@
 //! The seam between a receiving session and the world: where a replica's device and its files are.
-//! The host's answer is `agent::replicas`; the crash tests answer with simulated storage.
+//! The host's answer is `attempt::replicas`; the crash tests answer with simulated storage.
 
 use crate::disk::Disk;
 use crate::error::Result;

@@ -1,7 +1,7 @@
 //! A real `blockferry receiver` on loopback with its configuration, state and images in one folder, and
 //! agents with keys of their own. Everything ends with the test, also when it panics.
 
-use blockferry::agent::own_key;
+use blockferry::attempt::own_key;
 use blockferry::pin::Pin;
 use blockferry::state::StateDir;
 use std::fs;

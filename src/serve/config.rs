@@ -4,7 +4,8 @@
 use crate::error::{Context, Error, Kind, Result};
 use crate::limits::{HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, SESSIONS_MAX};
 use crate::pin::Pin;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use crate::settings::{check_name, duration, matches, parse};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -148,14 +149,6 @@ fn default_operations() -> Vec<Operation> {
     vec![Operation::Push, Operation::Verify]
 }
 
-/// `*` stands for any characters, also none; everything else for itself.
-pub fn matches(pattern: &str, name: &str) -> bool {
-    let Some((head, rest)) = pattern.split_once('*') else { return pattern == name };
-    let Some(name) = name.strip_prefix(head) else { return false };
-    // What the next literal piece may begin behind: every place, the nearest first.
-    name.char_indices().map(|(at, _)| at).chain([name.len()]).any(|at| matches(rest, &name[at..]))
-}
-
 impl ReceiverConfig {
     /// Reads and checks a file.
     pub fn load(path: &Path) -> Result<ReceiverConfig> {
@@ -166,7 +159,7 @@ impl ReceiverConfig {
 
     /// Reads and checks the text of a file called `name`.
     pub fn parse(text: &str, name: &str) -> Result<ReceiverConfig> {
-        let config: ReceiverConfig = toml::from_str(text).map_err(|error| explain(&error, text, name))?;
+        let config: ReceiverConfig = parse(text, name)?;
         config.check().map_err(|what| Error::new(Kind::Usage, format!("{name}: {what}")))?;
         Ok(config)
     }
@@ -241,71 +234,6 @@ fn is_unstable(path: &Path) -> bool {
     ["sd", "vd", "xvd", "hd", "nvme", "loop"].iter().any(|prefix| name.starts_with(prefix)) && !name.contains('/')
 }
 
-/// Names appear in logs and on command lines.
-pub fn check_name(what: &str, name: &str) -> Result<(), String> {
-    let plain = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
-    if !name.is_empty() && name.len() <= 64 && name.chars().all(plain) && !name.starts_with(['-', '.']) {
-        return Ok(());
-    }
-    Err(format!("{what} name {name:?}: letters, digits, '.', '_' and '-' make a name, 64 at most"))
-}
-
-/// File, line, what is wrong, and what was probably meant.
-fn explain(error: &toml::de::Error, text: &str, name: &str) -> Error {
-    let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-    let message = error.message();
-    let mut quoted = message.split('`').skip(1).step_by(2);
-    let meant = match quoted.next() {
-        Some(wrong) if message.starts_with("unknown ") => {
-            let near = quoted.map(|word| (distance(wrong, word), word)).min().filter(|(far, word)| *far <= 1 + word.len() / 4);
-            near.map_or(String::new(), |(_, word)| format!(": did you mean `{word}`?"))
-        }
-        _ => String::new(),
-    };
-    Error::new(Kind::Usage, format!("{name}:{line}: {message}{meant}"))
-}
-
-/// Letters to insert, remove or change to make one word of the other.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, to) in b.chars().enumerate() {
-            let changed = diagonal + usize::from(from != to);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row.pop().unwrap_or_default()
-}
-
-/// `10s`, `500ms`, `2min`, `1h`.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let at = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
-    let unit = match &text[at..] {
-        "ms" => 1,
-        "s" => 1000,
-        "min" | "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        _ => return Err(format!("\"{text}\" is no time: a number and ms, s, min, h or d")),
-    };
-    let number = text[..at].parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
-    number.map(Duration::from_millis).ok_or_else(|| format!("\"{text}\" is no time"))
-}
-
-mod duration {
-    use super::*;
-
-    pub fn serialize<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&format_args!("{}ms", time.as_millis()))
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-        parse_duration(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -346,17 +274,5 @@ mod tests {
         let text = "[[replica]]\nname = \"x\"\ndevice = { path = \"/dev/sdb\" }\n";
         let warnings = ReceiverConfig::parse(text, "x").unwrap().warnings();
         assert!(warnings[0].contains("/dev/disk/by-id"), "{warnings:?}");
-    }
-
-    #[test]
-    fn a_star_stands_for_anything() {
-        for (pattern, name) in
-            [("db-*", "db-data"), ("db-*", "db-"), ("*", ""), ("*", "x"), ("a*b*c", "aXbYc"), ("a*b*c", "abbc"), ("x", "x")]
-        {
-            assert!(matches(pattern, name), "{pattern} {name}");
-        }
-        for (pattern, name) in [("db-*", "db"), ("db-*", "xdb-data"), ("a*b", "abc"), ("", "x"), ("x", "xy"), ("*é", "e")] {
-            assert!(!matches(pattern, name), "{pattern} {name}");
-        }
     }
 }

@@ -4,15 +4,16 @@
 //! the secret; the secret shows the receiver that this key belongs to who was invited. The receiver
 //! keeps only a hash of it, and the first one to hand it in takes it.
 
-use super::config::{Grant, check_name};
-use super::now_ms;
-use super::receivers::{connect, own_key};
+use super::config::Grant;
+use crate::attempt::now_ms;
+use crate::attempt::{connect, own_key};
 use crate::error::{Context, Error, Kind, Result};
 use crate::format::codec::{Reader, Writer, crc};
 use crate::limits::{INVITES_MAX, PAIRING_MESSAGE_BYTES_MAX};
 use crate::pin::Pin;
 use crate::progress::Progress;
 use crate::ring::Choice;
+use crate::settings::check_name;
 use crate::state::StateDir;
 use crate::state::pairing::{self, Enrolled, Invite, KnownReceiver};
 use crate::transport::tls::{Protocol, Tls};
@@ -265,7 +266,7 @@ mod tests {
             assert_eq!(redeem(&state, one, &request(name, secret), &taken).unwrap_err().kind(), Kind::Refused);
         }
         let enrolled = redeem(&state, one, &request("prod2", &secret), &taken).unwrap();
-        assert!(grants(&enrolled)[0].covers("db-data", crate::agent::config::Operation::Push));
+        assert!(grants(&enrolled)[0].covers("db-data", crate::serve::config::Operation::Push));
         let again = redeem(&state, two, &request("prod3", &secret), &taken).unwrap_err();
         assert!(again.chain().contains("is used"), "{}", again.chain());
         assert!(!is_anybody_invited(&state));

@@ -5,7 +5,7 @@
 //! of its reach even if it knows that record's number.
 
 use super::config::{Grant, Operation, ReceiverConfig};
-use super::replicas::HostReplicas;
+use crate::attempt::HostReplicas;
 use crate::disk::{Disk, identity};
 use crate::error::{Error, Kind, Result};
 use crate::format::stream::{Hello, Purpose};

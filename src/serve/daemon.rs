@@ -6,8 +6,8 @@
 
 use super::config::{Grant, ReceiverConfig};
 use super::pairing;
-use super::replicas::{HostReplicas, find_replica};
 use super::served::{Busy, Client, Served};
+use crate::attempt::{self, HostReplicas, find_replica};
 use crate::error::{Context, Error, Kind, Result};
 use crate::limits::{PAIRINGS_MAX, STOP_POLL};
 use crate::pin::Pin;
@@ -85,10 +85,10 @@ fn line(client: &str, from: &str, served: &Served, progress: &Progress, began: I
 /// runs. The peer reads our standard error, so the log line goes to syslog.
 pub fn serve_one(config: ReceiverConfig, state: &StateDir, client: &str, choice: Choice, progress: &Progress) -> Result<()> {
     let began = Instant::now();
-    let mut wire = super::stdio(choice, progress)?;
+    let mut wire = attempt::stdio(choice, progress)?;
     let Some(entry) = config.clients.iter().find(|entry| entry.name == client) else {
         let error = Error::new(Kind::Refused, format!("there is no client {client:?} in the receiver's configuration"));
-        super::excuse(&mut wire, &error);
+        attempt::excuse(&mut wire, &error);
         return Err(error);
     };
     let peer = std::env::var("SSH_CONNECTION").unwrap_or_default();

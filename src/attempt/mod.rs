@@ -1,0 +1,23 @@
+//! One attempt from the lock to the summary: finds both ends, reads the source through a snapshot, and
+//! runs the line between them.
+
+pub mod doctor;
+mod line;
+mod link;
+mod place;
+mod reading;
+mod receivers;
+mod replicas;
+mod sources;
+
+pub use line::{Job, Report, clone, excuse, serve_sender, stdio, verify};
+pub use link::Remote;
+pub use place::Place;
+pub use reading::{Snapshots, When, will_snapshot};
+pub use receivers::{connect, own_key};
+pub use replicas::{HostReplicas, find_replica};
+
+/// Milliseconds since 1970.
+pub fn now_ms() -> u64 {
+    u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0)
+}

@@ -1,0 +1,8 @@
+//! The receiver as a daemon: what it serves and to whom, pairing, and one thread for each session.
+
+pub mod config;
+mod daemon;
+pub mod pairing;
+mod served;
+
+pub use daemon::{Daemon, serve_one};

@@ -1,0 +1,105 @@
+//! What every configuration file has in common: mistakes named with their line and what was meant, and
+//! the words that stand for times, names and patterns.
+
+use crate::error::{Error, Kind, Result};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serializer};
+use std::time::Duration;
+
+/// Reads the text of a file called `name`.
+pub fn parse<T: DeserializeOwned>(text: &str, name: &str) -> Result<T> {
+    toml::from_str(text).map_err(|error| explain(&error, text, name))
+}
+
+/// File, line, what is wrong, and what was probably meant.
+fn explain(error: &toml::de::Error, text: &str, name: &str) -> Error {
+    let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+    let message = error.message();
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let meant = match quoted.next() {
+        Some(wrong) if message.starts_with("unknown ") => {
+            let near = quoted.map(|word| (distance(wrong, word), word)).min().filter(|(far, word)| *far <= 1 + word.len() / 4);
+            near.map_or(String::new(), |(_, word)| format!(": did you mean `{word}`?"))
+        }
+        _ => String::new(),
+    };
+    Error::new(Kind::Usage, format!("{name}:{line}: {message}{meant}"))
+}
+
+/// Letters to insert, remove or change to make one word of the other.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, to) in b.chars().enumerate() {
+            let changed = diagonal + usize::from(from != to);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row.pop().unwrap_or_default()
+}
+
+/// Names appear in logs and on command lines.
+pub fn check_name(what: &str, name: &str) -> Result<(), String> {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
+    if !name.is_empty() && name.len() <= 64 && name.chars().all(plain) && !name.starts_with(['-', '.']) {
+        return Ok(());
+    }
+    Err(format!("{what} name {name:?}: letters, digits, '.', '_' and '-' make a name, 64 at most"))
+}
+
+/// `*` stands for any characters, also none; everything else for itself.
+pub fn matches(pattern: &str, name: &str) -> bool {
+    let Some((head, rest)) = pattern.split_once('*') else { return pattern == name };
+    let Some(name) = name.strip_prefix(head) else { return false };
+    // What the next literal piece may begin behind: every place, the nearest first.
+    name.char_indices().map(|(at, _)| at).chain([name.len()]).any(|at| matches(rest, &name[at..]))
+}
+
+/// `10s`, `500ms`, `2min`, `1h`.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let at = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
+    let unit = match &text[at..] {
+        "ms" => 1,
+        "s" => 1000,
+        "min" | "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return Err(format!("\"{text}\" is no time: a number and ms, s, min, h or d")),
+    };
+    let number = text[..at].parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+    number.map(Duration::from_millis).ok_or_else(|| format!("\"{text}\" is no time"))
+}
+
+/// For `#[serde(with = …)]`.
+pub mod duration {
+    use super::*;
+
+    /// Written in milliseconds.
+    pub fn serialize<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{}ms", time.as_millis()))
+    }
+
+    /// Read by [`parse_duration`].
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        parse_duration(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_stands_for_anything() {
+        for (pattern, name) in
+            [("db-*", "db-data"), ("db-*", "db-"), ("*", ""), ("*", "x"), ("a*b*c", "aXbYc"), ("a*b*c", "abbc"), ("x", "x")]
+        {
+            assert!(matches(pattern, name), "{pattern} {name}");
+        }
+        for (pattern, name) in [("db-*", "db"), ("db-*", "xdb-data"), ("a*b", "abc"), ("", "x"), ("x", "xy"), ("*é", "e")] {
+            assert!(!matches(pattern, name), "{pattern} {name}");
+        }
+    }
+}
