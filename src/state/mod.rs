@@ -109,7 +109,21 @@ fn side_path(root: &Path, side: Side) -> PathBuf {
     })
 }
 
+/// Makes a folder (mode 0700) and those above it. A name is durable once the folder around it is synced: else a
+/// power cut could take a whole relationship away, records that were synced in it included.
 fn make_dir(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let around = path.parent().filter(|around| !around.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if path.parent().is_some() {
+        make_dir(around)?;
+    }
     let hint = || format!("make the state directory {} (--state-dir chooses another)", path.display());
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).context(Kind::Failed, hint)
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        // Another process was faster.
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir() => {}
+        made => made.context(Kind::Failed, hint)?,
+    }
+    files::sync_folder(around)
 }
