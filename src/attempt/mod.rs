@@ -1,6 +1,7 @@
 //! One attempt from the lock to the summary: finds both ends, reads the source through a snapshot, and
 //! runs the line between them.
 
+mod delivery;
 pub mod doctor;
 mod line;
 mod link;
@@ -8,14 +9,18 @@ mod place;
 mod reading;
 mod receivers;
 mod replicas;
+mod replicate;
 mod sources;
+mod way;
 
-pub use line::{Job, Report, clone, excuse, serve_sender, stdio, verify};
+pub use delivery::{Delivery, Host, changed_bytes, known, label};
+pub use line::{Job, clone, excuse, serve_sender, stdio, verify};
 pub use link::Remote;
 pub use place::Place;
-pub use reading::{Snapshots, When, will_snapshot};
+pub use reading::{Origin, Reading, Snapshots, When, will_snapshot};
 pub use receivers::{connect, own_key};
 pub use replicas::{HostReplicas, find_replica};
+pub use replicate::{Replicated, Report, replicate};
 
 /// Milliseconds since 1970.
 pub fn now_ms() -> u64 {

@@ -1,5 +1,7 @@
 //! What is read of a source: the device itself, or a snapshot made of it for this run.
 
+use super::now_ms;
+use crate::disk::Disk;
 use crate::disk::raw::{Access, RawDisk};
 use crate::error::{Error, Kind, Result};
 use crate::limits::SNAPSHOT_WATCH;
@@ -9,8 +11,8 @@ use crate::sender::Watch;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread::{JoinHandle, Thread};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
 use std::time::Instant;
 use uuid::Uuid;
 
@@ -83,14 +85,16 @@ impl Origin {
         if self.volume.is_some() {
             remove_what_died();
         }
+        // Before lvm2 is asked, so that a replica never seems younger than it is.
+        let taken_ms = now_ms();
         let Some(volume) = self.wants(snapshots.when)? else {
             let disk = RawDisk::open(&self.path, Access::Read, choice)?;
-            return Ok(Reading { disk, snapshot: None });
+            return Ok(Reading { disk, taken_ms, snapshot: None });
         };
         let run = Uuid::now_v7().to_string();
         let snapshot = Snapshot::create(volume, &snapshots.policy, changed_bytes, &run)?;
         let disk = RawDisk::open(snapshot.path(), Access::Read, choice)?;
-        Ok(Reading { disk, snapshot: Some(Watched::start(snapshot)) })
+        Ok(Reading { disk, taken_ms, snapshot: Some(Watched::start(snapshot)) })
     }
 }
 
@@ -113,34 +117,53 @@ fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "blockferry: {text}");
 }
 
-/// An open source. Its snapshot goes with it.
+/// An open source. Its snapshot goes with it, at the latest when this is dropped.
 pub struct Reading {
     /// What is read.
     pub disk: RawDisk,
+    /// When what is read was as it is: milliseconds since 1970.
+    pub taken_ms: u64,
     snapshot: Option<Watched>,
 }
 
 impl Reading {
+    /// Bytes of what is read.
+    pub fn bytes(&self) -> u64 {
+        self.disk.bytes()
+    }
+
+    /// Whether it is a snapshot, and not the source itself.
+    pub fn is_snapshot(&self) -> bool {
+        self.snapshot.is_some()
+    }
+
     /// The device to read and the watch over it, to be used at the same time.
     pub fn parts(&mut self) -> (&mut RawDisk, impl FnMut(Watch) -> Result<()>) {
         let snapshot = self.snapshot.as_ref();
         (&mut self.disk, move |when| snapshot.map_or(Ok(()), |snapshot| snapshot.check(when)))
     }
 
-    /// Ends the reading. An overflowed snapshot is the cause behind every other error; one that cannot
-    /// be removed is an error of its own.
-    pub fn close<T>(self, result: Result<T>) -> Result<T> {
-        let Reading { disk, snapshot } = self;
-        let Some(watched) = snapshot else { return result };
-        let snapshot = watched.stop()?;
-        let result = match (result, snapshot.check_valid()) {
-            (Err(_), Err(invalid)) => Err(invalid),
+    /// An overflowed snapshot is the cause behind every other error.
+    pub fn explain<T>(&self, result: Result<T>) -> Result<T> {
+        match (result, &self.snapshot) {
+            (Err(error), Some(snapshot)) => Err(snapshot.snapshot.check_valid().err().unwrap_or(error)),
             (result, _) => result,
-        };
-        drop(disk);
-        let removed = snapshot.remove();
-        let value = result?;
+        }
+    }
+
+    /// Ends the reading of a snapshot that was for one: one that cannot be removed is an error.
+    pub fn close<T>(self, result: Result<T>) -> Result<T> {
+        let value = self.explain(result);
+        let removed = self.remove();
+        let value = value?;
         removed.map(|()| value)
+    }
+
+    /// Removes the snapshot, and says so if that fails.
+    pub fn remove(self) -> Result<()> {
+        let Reading { disk, snapshot, .. } = self;
+        drop(disk);
+        snapshot.map_or(Ok(()), Watched::remove)
     }
 }
 
@@ -148,14 +171,29 @@ impl Reading {
 /// line waits for a slow link.
 struct Watched {
     snapshot: Arc<Snapshot>,
-    failed: Arc<Mutex<Option<Error>>>,
+    failed: Arc<OnceLock<(Kind, String)>>,
+    watcher: Watcher,
+}
+
+/// The watching thread; it ends with this value.
+struct Watcher {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<()>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            let _ = thread.join();
+        }
+    }
 }
 
 impl Watched {
     fn start(snapshot: Snapshot) -> Watched {
-        let (snapshot, failed, stop) = (Arc::new(snapshot), Arc::<Mutex<Option<Error>>>::default(), Arc::<AtomicBool>::default());
+        let (snapshot, failed, stop) = (Arc::new(snapshot), Arc::<OnceLock<(Kind, String)>>::default(), Arc::<AtomicBool>::default());
         let (watched, report, ended) = (Arc::clone(&snapshot), Arc::clone(&failed), Arc::clone(&stop));
         let thread = std::thread::spawn(move || {
             while !ended.load(Ordering::Relaxed) {
@@ -164,17 +202,18 @@ impl Watched {
                     return;
                 }
                 if let Err(error) = watched.watch() {
-                    *report.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(error);
+                    let _ = report.set((error.kind(), error.chain()));
                     return;
                 }
             }
         });
-        Watched { snapshot, failed, stop, thread }
+        Watched { snapshot, failed, watcher: Watcher { stop, thread: Some(thread) } }
     }
 
+    /// What the watch found is told to every delivery that asks.
     fn check(&self, when: Watch) -> Result<()> {
-        if let Some(error) = self.failed.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take() {
-            return Err(error);
+        if let Some((kind, failed)) = self.failed.get() {
+            return Err(Error::new(*kind, failed.clone()));
         }
         match when {
             Watch::Reading => Ok(()),
@@ -182,12 +221,10 @@ impl Watched {
         }
     }
 
-    fn stop(self) -> Result<Snapshot> {
-        self.stop.store(true, Ordering::Relaxed);
-        let thread: Thread = self.thread.thread().clone();
-        thread.unpark();
-        let _ = self.thread.join();
-        Arc::into_inner(self.snapshot).ok_or_else(|| Error::new(Kind::Failed, "the snapshot is still watched"))
+    fn remove(self) -> Result<()> {
+        let Watched { snapshot, watcher, .. } = self;
+        drop(watcher);
+        Arc::into_inner(snapshot).ok_or_else(|| Error::new(Kind::Failed, "the snapshot is still watched"))?.remove()
     }
 }
 

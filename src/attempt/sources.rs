@@ -30,10 +30,21 @@ pub struct Source {
 
 impl Source {
     /// Finds or makes the relationship of this source and target. `known`: the target's own record says
-    /// which relationship it belongs to. `remember`: what is found is written down; a dry run does not.
-    pub fn open(state: &StateDir, path: &Path, target: &str, known: Option<Uuid>, wishes: Wishes, remember: bool) -> Result<Source> {
-        let identity = identity::of(path)?;
-        let found = find(state, &identity, target, known)?;
+    /// which relationship it belongs to. `snapshot_bytes`: the size of the snapshot where there is one already; the
+    /// volume may have grown since. `remember`: what is found is written down; a dry run does not.
+    pub fn open(
+        state: &StateDir,
+        path: &Path,
+        target: &str,
+        known: Option<Uuid>,
+        wishes: Wishes,
+        snapshot_bytes: Option<u64>,
+        remember: bool,
+    ) -> Result<Source> {
+        let mut identity = identity::of(path)?;
+        identity.bytes = snapshot_bytes.unwrap_or(identity.bytes);
+        forget_unborn(state)?;
+        let found = find(state, |record| belongs(record, &identity) && (record.target == target || known == Some(record.relationship)))?;
         let is_new = found.is_none();
         let mut record = match found {
             Some(record) => record,
@@ -70,31 +81,37 @@ impl Source {
     }
 }
 
-fn find(state: &StateDir, identity: &Identity, target: &str, known: Option<Uuid>) -> Result<Option<SourceRecord>> {
+/// The first relationship that fits.
+pub fn find(state: &StateDir, fits: impl Fn(&SourceRecord) -> bool) -> Result<Option<SourceRecord>> {
     for relationship in state.relationships(Side::Sources)? {
-        let files = HostFiles::new(&state.folder(Side::Sources, &relationship));
-        let Some(record) = SourceRecord::load(&files)? else {
-            forget_unborn(files.folder());
-            continue;
-        };
-        // An image file may be written anew under its name; a device is the one it is.
-        let same_source = record.source.stable == identity.stable || !identity.is_device && record.source.path == identity.path;
-        if same_source && (record.target == target || known == Some(relationship)) {
-            return Ok(Some(record));
+        let found = SourceRecord::load(&HostFiles::new(&state.folder(Side::Sources, &relationship)))?;
+        if found.as_ref().is_some_and(&fits) {
+            return Ok(found);
         }
     }
     Ok(None)
 }
 
-/// Removes the folder of a run that was killed between making it and its first record: no later run would
-/// find it again. A live one holds the lock; one that did not come to its lock yet is left alone.
-fn forget_unborn(folder: &Path) {
-    if folder.join("lock").exists()
-        && let Ok(_lock) = Lock::take(folder, "the pair")
-        && !folder.join(RECORD).exists()
-    {
-        let _ = std::fs::remove_dir_all(folder);
+/// Whether a record is one of this source. An image file may be written anew under its name; a device is the
+/// one it is.
+pub fn belongs(record: &SourceRecord, identity: &Identity) -> bool {
+    record.source.stable == identity.stable || !identity.is_device && record.source.path == identity.path
+}
+
+/// Removes the folders of runs that were killed between making them and their first record: no later run would
+/// find them again. A live one holds the lock; one that did not come to its lock yet is left alone.
+fn forget_unborn(state: &StateDir) -> Result<()> {
+    for relationship in state.relationships(Side::Sources)? {
+        let folder = state.folder(Side::Sources, &relationship);
+        if !folder.join(RECORD).exists()
+            && folder.join("lock").exists()
+            && let Ok(_lock) = Lock::take(&folder, "the pair")
+            && !folder.join(RECORD).exists()
+        {
+            let _ = std::fs::remove_dir_all(folder);
+        }
     }
+    Ok(())
 }
 
 fn new_record(identity: &Identity, target: &str, wishes: Wishes) -> Result<SourceRecord> {
