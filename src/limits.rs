@@ -117,8 +117,8 @@ pub const INVITES_MAX: usize = 64;
 pub const PAIRINGS_MAX: usize = 8;
 /// Longest message of pairing, and longest token.
 pub const PAIRING_MESSAGE_BYTES_MAX: usize = 4096;
-/// Time to wait for another process that changes the list of paired hosts.
-pub const PAIRING_LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time to wait for another process that changes the list of paired hosts, or a job's book.
+pub const CHANGE_LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Silence of the peer's kernel after which keepalives are sent, and the time between them.
 pub const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 /// Keepalives without an answer after which a connection counts as gone.
@@ -134,3 +134,16 @@ pub const STALL_TIMEOUT: Duration = Duration::from_secs(120);
 /// Time for the remote shell to end by itself after its stream is closed: a dead link must not hold a
 /// run that has already given it up.
 pub const LINK_CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Runs of an agent at once unless its configuration says otherwise: each reads one disk and fills one line.
+pub const AGENT_RUNS_DEFAULT: usize = 2;
+/// Transfers of one run at once unless its job says otherwise.
+pub const TRANSFERS_DEFAULT: usize = 2;
+/// Back-off after the first transient failure.
+pub const RETRY_INITIAL: Duration = Duration::from_secs(30);
+/// Longest back-off: what comes back is tried again within half an hour.
+pub const RETRY_MAX: Duration = Duration::from_secs(30 * 60);
+/// How long a run waits for a quiet volume where quiet_after is set and quiet_wait_max is not.
+pub const QUIET_WAIT_MAX: Duration = Duration::from_secs(10 * 60);
+/// History that is kept: one file of this size being written, and the full one before it. A line has some 500 bytes.
+pub const HISTORY_BYTES_MAX: u64 = 4 << 20;

@@ -2,10 +2,12 @@
 //! when the process ends, however it ends, so no crash leaves a lock behind.
 
 use crate::error::{Context, Error, Kind, Result};
+use crate::limits::STOP_POLL;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// A held lock; dropped = released.
 #[derive(Debug)]
@@ -36,6 +38,30 @@ impl Lock {
     }
 }
 
+impl Lock {
+    /// Takes a lock that is only ever held for a moment: waits, at most `limit`.
+    pub fn wait(folder: &Path, what: &str, limit: Duration) -> Result<Lock> {
+        let began = Instant::now();
+        loop {
+            match Lock::take(folder, what) {
+                Err(error) if error.kind() == Kind::Locked && began.elapsed() < limit => std::thread::sleep(STOP_POLL / 10),
+                other => return other,
+            }
+        }
+    }
+
+    /// The process that holds the lock of a folder, if one does.
+    pub fn holder(folder: &Path) -> Option<u32> {
+        let mut file = OpenOptions::new().read(true).open(folder.join("lock")).ok()?;
+        if !matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)) {
+            return None;
+        }
+        let mut holder = String::new();
+        file.read_to_string(&mut holder).ok()?;
+        holder.trim().parse().ok()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -47,7 +73,10 @@ mod tests {
         let refused = Lock::take(folder.path(), "replica x").unwrap_err();
         assert_eq!(refused.kind(), Kind::Locked);
         assert!(refused.to_string().contains(&std::process::id().to_string()));
+        assert_eq!(Lock::holder(folder.path()), Some(std::process::id()));
+        assert!(Lock::wait(folder.path(), "replica x", Duration::from_millis(50)).is_err());
         drop(held);
-        Lock::take(folder.path(), "replica x").unwrap();
+        assert_eq!(Lock::holder(folder.path()), None);
+        Lock::wait(folder.path(), "replica x", Duration::ZERO).unwrap();
     }
 }

@@ -89,6 +89,20 @@ impl StateDir {
         Ok(folder)
     }
 
+    /// The agent's folder.
+    pub fn agent(&self) -> Result<PathBuf> {
+        let folder = self.root.join("agent");
+        make_dir(&folder)?;
+        Ok(folder)
+    }
+
+    /// The folder of a job, whose name is checked by the configuration: its lock and its book.
+    pub fn job(&self, name: &str) -> Result<PathBuf> {
+        let folder = self.root.join("agent/jobs").join(name);
+        make_dir(&folder)?;
+        Ok(folder)
+    }
+
     /// The folder of a relationship; not made here.
     pub fn folder(&self, side: Side, relationship: &Uuid) -> PathBuf {
         side_path(&self.root, side).join(relationship.to_string())

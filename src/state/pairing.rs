@@ -7,12 +7,11 @@
 
 use super::{Files, HostFiles, Lock, make_dir};
 use crate::error::{Context, Kind, Result};
-use crate::limits::{PAIRING_LOCK_TIMEOUT, STOP_POLL};
+use crate::limits::CHANGE_LOCK_TIMEOUT;
 use crate::pin::Pin;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 /// A receiver and the key it has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,13 +81,7 @@ pub fn list<E: Entry>(state: &Path) -> Result<Vec<E>> {
 pub fn change<E: Entry, T>(state: &Path, change: impl FnOnce(&mut Vec<E>) -> Result<T>) -> Result<T> {
     let folder = folder(state);
     make_dir(&folder)?;
-    let began = Instant::now();
-    let _lock = loop {
-        match Lock::take(&folder, "the list of paired hosts") {
-            Err(error) if error.kind() == Kind::Locked && began.elapsed() < PAIRING_LOCK_TIMEOUT => std::thread::sleep(STOP_POLL / 10),
-            other => break other?,
-        }
-    };
+    let _lock = Lock::wait(&folder, "the list of paired hosts", CHANGE_LOCK_TIMEOUT)?;
     let mut entries = list::<E>(state)?;
     let result = change(&mut entries)?;
     let text = serde_json::to_vec_pretty(&entries).context(Kind::Failed, || format!("write {}", E::FILE))?;

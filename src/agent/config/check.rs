@@ -1,0 +1,68 @@
+//! What the types of agent.toml do not say: names that are found, pairs that are one job's alone.
+
+use super::typed::{AgentFile, JobEntry};
+use crate::settings::check_name;
+use std::collections::BTreeSet;
+
+/// The job that is wrong, if one is, and what is.
+type Wrong = (Option<String>, String);
+
+/// Whether all of it makes sense together.
+pub fn check(file: &AgentFile) -> Result<(), Wrong> {
+    let mut names = BTreeSet::new();
+    for receiver in &file.receivers {
+        check_name("receiver", &receiver.name).map_err(|what| (None, what))?;
+        if !names.insert(&receiver.name) {
+            return Err((None, format!("two receivers are called \"{}\"", receiver.name)));
+        }
+    }
+    if file.max_runs == Some(0) {
+        return Err((None, "max_runs must not be zero".to_owned()));
+    }
+    let (mut jobs, mut replicas) = (BTreeSet::new(), BTreeSet::new());
+    for job in &file.jobs {
+        check_name("job", &job.name).map_err(|what| (None, what))?;
+        if !jobs.insert(&job.name) {
+            return Err((None, format!("two jobs are called \"{}\"", job.name)));
+        }
+        check_job(job).map_err(|what| (Some(job.name.clone()), what))?;
+        for (receiver, volume) in job.receivers.iter().flat_map(|receiver| job.volumes.iter().map(move |volume| (receiver, volume))) {
+            if !replicas.insert((receiver.clone(), volume.replica.clone())) {
+                let what = format!("replica \"{}\" at {receiver} is the replica of two volumes", volume.replica);
+                return Err((Some(job.name.clone()), what));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_job(job: &JobEntry) -> Result<(), String> {
+    let nothing = [("receivers", job.receivers.is_empty()), ("volumes", job.volumes.is_empty())];
+    if let Some((what, _)) = nothing.iter().find(|(_, is_empty)| *is_empty) {
+        return Err(format!("{what} names nothing"));
+    }
+    if job.receivers.iter().collect::<BTreeSet<_>>().len() != job.receivers.len() {
+        return Err("receivers names one twice".to_owned());
+    }
+    if job.volumes.iter().any(|volume| volume.source.as_os_str().is_empty() || volume.replica.is_empty()) {
+        return Err("a volume has a source and a replica".to_owned());
+    }
+    if job.max_concurrent == Some(0) {
+        return Err("max_concurrent must not be zero".to_owned());
+    }
+    if job.every.is_some_and(|span| span.0.is_zero()) {
+        return Err("every must not be zero: continuous = true runs back to back".to_owned());
+    }
+    if job.pause.is_some() && !job.continuous {
+        return Err("pause is the time between the passes of a continuous job: continuous = true is missing".to_owned());
+    }
+    if job.hooks.iter().any(|hook| hook.run.is_empty()) {
+        return Err("a hook runs nothing".to_owned());
+    }
+    if let Some(retry) = &job.retry
+        && (retry.initial.0.is_zero() || retry.max < retry.initial || !(0.0..=1.0).contains(&retry.jitter))
+    {
+        return Err("retry: initial is more than zero, max no less, jitter from 0 to 1".to_owned());
+    }
+    Ok(())
+}
