@@ -10,8 +10,8 @@
 //! | 4 | [`attempt`] | one attempt from lock to summary |
 //! | 3 | [`sender`], [`receiver`] | one snapshot in, one delta out; one delta in, one generation out |
 //! | 2 | [`disk`], [`transport`], [`lvm`], [`state`] | a device, a stream, a snapshot, what we remember |
-//! | 1 | [`format`](mod@format), [`ring`], [`settings`], [`schedule`] | what bytes mean; asking the kernel to move them; what files of settings have in common; when |
-//! | 0 | [`error`], [`limits`], [`extent`], [`digest`], [`identity`], [`pin`], [`progress`], [`failpoint`] | words |
+//! | 1 | [`format`](mod@format), [`ring`], [`schedule`] | what bytes mean; asking the kernel to move them; when |
+//! | 0 | [`error`], [`limits`], [`extent`], [`digest`], [`identity`], [`pin`], [`progress`], [`failpoint`], [`settings`] | words |
 //!
 //! The data goes one way:
 //! reader → hasher → comparer → compressor → framer → transport → deframer → journal → applier → committer.

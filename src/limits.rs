@@ -102,6 +102,12 @@ pub const REMOVE_TRIES: u32 = 20;
 /// Time between two such tries.
 pub const REMOVE_PAUSE: Duration = Duration::from_millis(250);
 
+/// Entries of one list of limits by the hour: one for every hour of a week is more than anybody wants.
+pub const BANDWIDTH_ENTRIES_MAX: usize = 168;
+/// Borders of windows looked at for the next change of a limit; a list whose borders change nothing for
+/// this long is asked again then.
+pub const BANDWIDTH_CHANGES_MAX: usize = 400;
+
 /// Time limit for a connection to be made.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time limit from a connection to the end of its TLS handshake, and from there to the first frame.

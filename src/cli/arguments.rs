@@ -421,17 +421,8 @@ impl From<Hash> for Algorithm {
 
 /// A size with K or M behind it.
 fn size(text: &str) -> Result<u32, String> {
-    let (digits, unit) = match text.char_indices().find(|(_, letter)| !letter.is_ascii_digit()) {
-        Some((at, _)) => text.split_at(at),
-        None => (text, ""),
-    };
-    let shift = match unit.to_ascii_lowercase().trim_end_matches("ib") {
-        "" => 0,
-        "k" => 10,
-        "m" => 20,
-        _ => return Err(format!("unknown unit \"{unit}\": use K or M")),
-    };
-    let bytes = digits.parse::<u32>().ok().and_then(|number| number.checked_mul(1 << shift)).ok_or("is no size")?;
+    let bytes = crate::settings::amount::parse_bytes(text).and_then(|bytes| u32::try_from(bytes).ok());
+    let bytes = bytes.ok_or_else(|| format!("\"{text}\" is no size: a number with K or M behind it"))?;
     crate::extent::Geometry::new(1, bytes).map(|_| bytes).map_err(|error| error.to_string())
 }
 

@@ -10,6 +10,8 @@
 use crate::error::{Error, Kind, Result};
 use crate::limits::{COW_BYTES_MIN, COW_FIRST_PERCENT};
 use crate::lvm::report::Vg;
+use crate::settings::amount::{about, exact, parse_bytes};
+use crate::settings::by_text;
 use std::fmt;
 use std::str::FromStr;
 
@@ -122,38 +124,6 @@ fn share(whole: u64, percent: u8) -> u64 {
     (u128::from(whole) * u128::from(percent) / 100) as u64 // percent is at most 100, so it fits
 }
 
-const UNITS: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
-
-/// Bytes in the largest unit that states them exactly.
-fn exact(bytes: u64) -> String {
-    match UNITS.iter().find(|(_, unit)| bytes > 0 && bytes.is_multiple_of(*unit)) {
-        Some((name, unit)) => format!("{}{name}", bytes / unit),
-        None => format!("{bytes}"),
-    }
-}
-
-/// Bytes for people: one decimal.
-fn about(bytes: u64) -> String {
-    match UNITS.iter().find(|(_, unit)| bytes >= *unit) {
-        Some((name, unit)) => format!("{:.1} {name}", bytes as f64 / *unit as f64),
-        None => format!("{bytes} bytes"),
-    }
-}
-
-fn parse_bytes(text: &str) -> Option<u64> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let unit = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1,
-        "k" | "kib" => 1 << 10,
-        "m" | "mib" => 1 << 20,
-        "g" | "gib" => 1 << 30,
-        "t" | "tib" => 1 << 40,
-        _ => return None,
-    };
-    number.parse::<u64>().ok()?.checked_mul(unit)
-}
-
 fn parse_percent(text: &str) -> Option<u8> {
     text.strip_suffix('%')?.trim().parse().ok().filter(|percent| *percent <= 100)
 }
@@ -164,6 +134,8 @@ fn parse_factor(text: &str) -> Option<u32> {
     let hundredths = (factor * 100.0).round();
     (1.0..=100_000.0).contains(&hundredths).then_some(hundredths as u32)
 }
+
+by_text!(CowSize, Room);
 
 impl FromStr for CowSize {
     type Err = Error;

@@ -1,5 +1,9 @@
 //! What every configuration file has in common: mistakes named with their line and what was meant, and
-//! the words that stand for times, names and patterns.
+//! the words that stand for times, amounts, names and patterns.
+
+pub mod amount;
+
+pub use amount::{Rate, Size};
 
 use crate::error::{Error, Kind, Result};
 use serde::de::DeserializeOwned;
@@ -72,13 +76,66 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     number.map(Duration::from_millis).ok_or_else(|| format!("\"{text}\" is no time"))
 }
 
+/// The largest unit that states a time exactly, so that files show it as it was written.
+fn write_duration(time: Duration) -> String {
+    let ms = time.as_millis();
+    let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1000, "s")];
+    let unit = units.into_iter().find(|(unit, _)| ms > 0 && ms.is_multiple_of(*unit));
+    unit.map_or_else(|| format!("{ms}ms"), |(unit, name)| format!("{}{name}", ms / unit))
+}
+
+/// The zone in which times of day are meant, and a word to the operator where it is not known.
+pub fn local_time_zone() -> (jiff::tz::TimeZone, Option<String>) {
+    match jiff::tz::TimeZone::try_system() {
+        Ok(zone) => (zone, None),
+        Err(error) => (jiff::tz::TimeZone::UTC, Some(format!("the time zone of this host is not known ({error}): times of day are UTC"))),
+    }
+}
+
+/// Makes files hold a type as what its `Display` writes and its `FromStr` reads.
+macro_rules! by_text {
+    ($($type:ty),+) => {$(
+        impl serde::Serialize for $type {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $type {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<$type, D::Error> {
+                let text = <std::borrow::Cow<'de, str> as serde::Deserialize>::deserialize(deserializer)?;
+                text.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    )+};
+}
+pub(crate) use by_text;
+
+/// For `#[serde(with = …)]` on an optional time; say `default` as well.
+pub mod optional_duration {
+    use super::*;
+
+    /// As [`duration::serialize`].
+    pub fn serialize<S: Serializer>(time: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+        match time {
+            Some(time) => duration::serialize(time, serializer),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    /// As [`duration::deserialize`].
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+        duration::deserialize(deserializer).map(Some)
+    }
+}
+
 /// For `#[serde(with = …)]`.
 pub mod duration {
     use super::*;
 
-    /// Written in milliseconds.
+    /// Written in the largest unit that states it exactly, down to milliseconds.
     pub fn serialize<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&format_args!("{}ms", time.as_millis()))
+        serializer.serialize_str(&write_duration(*time))
     }
 
     /// Read by [`parse_duration`].
@@ -90,6 +147,13 @@ pub mod duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_are_written_as_they_are_typed() {
+        for text in ["10s", "500ms", "2min", "1h", "2d", "90s", "0ms"] {
+            assert_eq!(write_duration(parse_duration(text).unwrap()), text);
+        }
+    }
 
     #[test]
     fn a_star_stands_for_anything() {
