@@ -100,6 +100,12 @@ impl Receiver {
         fs::read_dir(format!("/proc/{}/task", self.child.id())).map_or(0, Iterator::count)
     }
 
+    /// Its process.
+    #[allow(dead_code)]
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn is_alive(&mut self) -> bool {
         self.child.try_wait().expect("wait for the receiver").is_none()
     }
