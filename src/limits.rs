@@ -102,6 +102,8 @@ pub const REMOVE_TRIES: u32 = 20;
 /// Time between two such tries.
 pub const REMOVE_PAUSE: Duration = Duration::from_millis(250);
 
+/// Years ahead that a calendar is searched for its next tick: a Monday that is a leap day may take forty.
+pub const CALENDAR_YEARS_AHEAD: i16 = 48;
 /// Entries of one list of limits by the hour: one for every hour of a week is more than anybody wants.
 pub const BANDWIDTH_ENTRIES_MAX: usize = 168;
 /// Borders of windows looked at for the next change of a limit; a list whose borders change nothing for
