@@ -59,6 +59,12 @@ pub const TRANSPORT_BUFFER_BYTES: usize = 1 << 20;
 /// Outgoing buffers on their way before the sender has to wait.
 pub const TRANSPORT_BUFFERS: usize = 3;
 
+/// Bytes of one write onto a stream: a link that takes less than this within the stall limit counts as dead
+/// (by default 1.1 KB/s), and a turn costs little beside it.
+pub const TRANSMIT_BYTES: usize = 128 << 10;
+/// What TLS adds to a full transport buffer at most: 22 bytes for each record of 16 KiB, and its own answers.
+pub const TLS_EXTRA_BYTES: usize = 64 << 10;
+
 /// Journal bytes between two syncs while receiving: what a cut costs at most.
 pub const JOURNAL_CHECKPOINT_BYTES: u64 = 64 << 20;
 /// Replica bytes between two flushes of a direct copy: what a cut costs at most.
@@ -137,8 +143,13 @@ pub const LINGER: Duration = Duration::from_secs(2);
 
 /// How often a wait looks at the stop flag.
 pub const STOP_POLL: Duration = Duration::from_millis(200);
-/// Time without a byte moved after which a peer counts as gone.
+/// Time without progress of the peer after which it counts as gone; `stall_timeout` and `--stall-timeout`
+/// change it. A duration has no limit: progress is bytes moved, or work that the peer's pulses count.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(120);
+/// Smallest stall limit: a busy peer pulses every two seconds, and one pulse may be late.
+pub const STALL_TIMEOUT_MIN: Duration = Duration::from_secs(5);
+/// How often a busy side tells its peer that it gets on.
+pub const PULSE_INTERVAL: Duration = Duration::from_secs(2);
 /// Time for the remote shell to end by itself after its stream is closed: a dead link must not hold a
 /// run that has already given it up.
 pub const LINK_CLOSE_TIMEOUT: Duration = Duration::from_secs(5);

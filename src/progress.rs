@@ -1,6 +1,7 @@
 //! What a run counts while it goes on, and the flag that stops it: written by the line, read by
 //! whoever draws a bar, never a lock between them.
 
+use crate::error::Result;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 
@@ -27,6 +28,22 @@ impl Phase {
             Phase::Transfer => "copying",
             Phase::Commit => "committing",
         }
+    }
+}
+
+/// Who wants to know that a long step gets on: the wire, whose peer waits for it.
+pub trait Witness {
+    /// This much more is done, in bytes of the volume, the device or the journal. An error: the peer is gone.
+    fn worked(&mut self, bytes: u64) -> Result<()>;
+}
+
+/// Nobody waits for this step.
+#[derive(Debug)]
+pub struct Alone;
+
+impl Witness for Alone {
+    fn worked(&mut self, _: u64) -> Result<()> {
+        Ok(())
     }
 }
 

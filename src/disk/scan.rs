@@ -36,6 +36,19 @@ pub enum Piece {
     Hole(Range<u64>),
 }
 
+impl Piece {
+    /// How much of the volume it is.
+    pub fn bytes(&self, geometry: &Geometry) -> u64 {
+        match self {
+            Piece::Chunk(raw) => raw.bytes as u64,
+            Piece::Hole(extents) => {
+                let range = geometry.bytes_range(extents.clone());
+                range.end - range.start
+            }
+        }
+    }
+}
+
 enum Slot {
     Hole(Range<u64>),
     Reading { offset: u64, bytes: usize, buffer: Option<AlignedBuf> },

@@ -1,4 +1,4 @@
-//! The stream, version 1: the frames that travel on the wire and lie in the journal
+//! The stream, versions 1 and 2: the frames that travel on the wire and lie in the journal
 //! (docs/format/stream.md).
 //!
 //! A greeting line, then frames: a 32-byte header with its own CRC, then a body. The header's
@@ -16,7 +16,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Oldest and newest stream version this program speaks.
-pub const VERSIONS: std::ops::RangeInclusive<u16> = 1..=1;
+pub const VERSIONS: std::ops::RangeInclusive<u16> = 1..=2;
 
 const MAGIC: [u8; 4] = *b"BFfr";
 /// Bytes of a frame's header.
@@ -58,12 +58,14 @@ pub enum FrameKind {
     Abort = 14,
     /// Journal only: all of the delta is in front of me.
     Seal = 15,
+    /// Either way, from version 2 on: I am at work, and this much of it is done.
+    Pulse = 16,
 }
 
 impl FrameKind {
     fn from_wire(code: u16) -> Option<FrameKind> {
         use FrameKind::*;
-        [Hello, Welcome, Refuse, Survey, Have, HaveEnd, Begin, Data, Zero, Mark, End, Need, Ack, Abort, Seal]
+        [Hello, Welcome, Refuse, Survey, Have, HaveEnd, Begin, Data, Zero, Mark, End, Need, Ack, Abort, Seal, Pulse]
             .into_iter()
             .find(|kind| *kind as u16 == code)
     }
@@ -658,6 +660,8 @@ pub enum Message {
     Abort(Refusal),
     /// See [`Seal`].
     Seal(Seal),
+    /// Work done so far, in bytes of whatever it is about; only growth means anything.
+    Pulse(u64),
 }
 
 impl Message {
@@ -717,6 +721,10 @@ impl Message {
                 w.u64(seal.generation).digest(&seal.root).u64(seal.frames).u64(seal.chain).u64(seal.source_time_ms);
                 FrameKind::Seal
             }
+            Message::Pulse(work) => {
+                w.u64(*work);
+                FrameKind::Pulse
+            }
         };
         (kind, w.finish())
     }
@@ -739,6 +747,7 @@ impl Message {
             FrameKind::Begin => Message::Begin(Begin { generation: r.u64()?, source_time_ms: r.u64()? }),
             FrameKind::Zero => Message::Zero { first: r.u64()?, count: r.u64()? },
             FrameKind::Mark => Message::Mark(r.u64()?),
+            FrameKind::Pulse => Message::Pulse(r.u64()?),
             FrameKind::End => Message::End(End {
                 generation: r.u64()?,
                 root: r.digest()?,
@@ -924,6 +933,7 @@ mod tests {
             Message::Ack(Ack { generation: 1, root: Digest([2; 16]), healed_extents: 3, written_bytes: 4 }),
             Message::Abort(refusal),
             Message::Seal(Seal { generation: 1, root: Digest([1; 16]), frames: 2, chain: 3, source_time_ms: 4 }),
+            Message::Pulse(5),
         ];
         for message in all {
             let bytes = encode(&message);
@@ -977,10 +987,11 @@ mod tests {
 
     #[test]
     fn versions_agree_on_the_highest_in_common() {
-        assert_eq!(agree(greeting().trim_end()).unwrap(), 1);
-        assert_eq!(agree("blockferry 9.0 stream 1-7").unwrap(), 1);
+        assert_eq!(agree(greeting().trim_end()).unwrap(), 2);
+        assert_eq!(agree("blockferry 9.0 stream 1-7").unwrap(), 2);
+        assert_eq!(agree("blockferry 0.1.0 stream 1-1").unwrap(), 1);
         let refusal = agree("blockferry 9.0 stream 5-7").unwrap_err();
-        assert!(refusal.to_string().contains("5 to 7") && refusal.to_string().contains("1 to 1"));
+        assert!(refusal.to_string().contains("5 to 7") && refusal.to_string().contains("1 to 2"));
         assert!(agree("Welcome to host!").unwrap_err().to_string().contains("Welcome to host!"));
     }
 }

@@ -21,6 +21,7 @@ use crate::extent::Geometry;
 use crate::failpoint;
 use crate::format::manifest::About;
 use crate::format::stream::{Frame, Message, Seal};
+use crate::progress::Witness;
 use crate::state::manifest::{self, Damage, Draft};
 use crate::state::{JOURNAL, ReplicaRecord, Stage};
 use std::ops::Range;
@@ -64,11 +65,12 @@ pub fn seal_and_commit(
     draft: Draft,
     journal: Journaler,
     target: &mut Target,
+    witness: &mut dyn Witness,
 ) -> Result<()> {
     let seal = Seal { generation: commit.generation, root: commit.root, frames: 0, chain: 0, source_time_ms: commit.source_time_ms };
     let journal = journal.seal(seal)?;
     failpoint::reach("receiver.journal-synced");
-    commit_journal(site, record, commit, draft, journal, target)
+    commit_journal(site, record, commit, draft, journal, target, witness)
 }
 
 /// Commits a sealed journal whose draft makes the root it claims.
@@ -79,6 +81,7 @@ pub fn commit_journal(
     mut draft: Draft,
     journal: Box<dyn Disk>,
     target: &mut Target,
+    witness: &mut dyn Witness,
 ) -> Result<()> {
     let hasher = Hasher::new(record.algorithm, &record.secret);
     draft.seal(about(record, commit)?)?;
@@ -89,14 +92,23 @@ pub fn commit_journal(
     *record = begun;
     failpoint::reach("receiver.applying-recorded");
     let (_, walk) = Walk::open(journal)?;
-    apply(walk, commit, target, record.geometry()?, &hasher)?;
+    apply(walk, commit, target, record.geometry()?, &hasher, witness)?;
     finish(site, record, commit, Some(draft))
 }
 
-/// Writes every block of a sealed journal onto the device and flushes it. Safe to repeat.
-pub fn apply(mut walk: Walk, commit: &Commit, target: &mut Target, geometry: Geometry, hasher: &Hasher) -> Result<()> {
+/// Writes every block of a sealed journal onto the device and flushes it. Safe to repeat. A witness that went
+/// away changes nothing: what is sealed will be committed.
+pub fn apply(
+    mut walk: Walk,
+    commit: &Commit,
+    target: &mut Target,
+    geometry: Geometry,
+    hasher: &Hasher,
+    witness: &mut dyn Witness,
+) -> Result<()> {
     let mut prover = Prover::new(geometry, hasher)?;
     while let Some(header) = walk.next_frame()? {
+        let _ = witness.worked(header.frame_bytes() as u64);
         match walk.frame(&header)? {
             Frame::Data(data) => {
                 data.check(&geometry, &header)?;
@@ -109,7 +121,7 @@ pub fn apply(mut walk: Walk, commit: &Commit, target: &mut Target, geometry: Geo
             // A later frame may bring blocks of the same extents: order matters within a journal.
             Frame::Message(Message::Zero { first, count }) => {
                 target.drain()?;
-                target.zero(checked_range(&geometry, first, count)?)?;
+                target.zero(checked_range(&geometry, first, count)?, witness)?;
                 target.drain()?;
             }
             Frame::Message(Message::Seal(seal)) => {

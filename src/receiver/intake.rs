@@ -180,7 +180,7 @@ impl Session<'_> {
         if self.mode == Mode::Direct {
             let target = self.target.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the replica's device is not open"))?;
             draft.forget_zeroed(extents.clone())?;
-            target.zero(extents)?;
+            target.zero(extents, self.wire)?;
         } else {
             let frame = self.wire.bytes(header);
             journal(&mut intake.journal, &*self.site, record)?.append(header, frame)?;
@@ -242,7 +242,7 @@ impl Session<'_> {
         record.healed_extents += intake.healed.len() as u64;
         let target = self.target.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the replica's device is not open"))?;
         match intake.journal.take() {
-            Some(journal) => committer::seal_and_commit(&*self.site, record, &commit, draft, journal, target)?,
+            Some(journal) => committer::seal_and_commit(&*self.site, record, &commit, draft, journal, target, self.wire)?,
             None => committer::commit_direct(&*self.site, record, &commit, draft, target)?,
         }
         let ack =

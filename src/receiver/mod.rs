@@ -21,7 +21,7 @@ use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Kind, Result};
 use crate::extent::Geometry;
 use crate::format::stream::{Ack, Baseline, End, Frame, Hello, Message, Mode, Offer, Purpose, Welcome};
-use crate::progress::Progress;
+use crate::progress::{Alone, Progress};
 use crate::state::manifest::{Damage, Draft, Manifest};
 use crate::state::{ReplicaRecord, Stage};
 use crate::transport::Wire;
@@ -259,9 +259,9 @@ pub fn recover(site: &dyn Site, disk: Box<dyn crate::disk::Disk>) -> Result<Opti
     let geometry = record.geometry()?;
     let mut target = Target::new(disk, geometry)?;
     if recovery::is_applying(&record) {
-        recovery::finish_applying(site, &mut record, &mut target)?;
+        recovery::finish_applying(site, &mut record, &mut target, &mut Alone)?;
     } else if record.stage == Stage::Clean && !record.rehash {
-        recovery::find_overlay(site, &mut record, &mut target)?;
+        recovery::find_overlay(site, &mut record, &mut target, &mut Alone)?;
     }
     Ok((record.stage == Stage::Clean).then_some(record.generation))
 }

@@ -13,7 +13,7 @@ use crate::disk::Disk;
 use crate::error::{Error, Kind, Result};
 use crate::extent::ExtentIndex;
 use crate::format::stream::Hello;
-use crate::progress::Progress;
+use crate::progress::{Progress, Witness};
 use crate::state::manifest::{self, Damage};
 use crate::state::{Promotion, ReplicaRecord, Stage};
 use uuid::Uuid;
@@ -61,7 +61,13 @@ pub fn discard(site: &dyn Site, record: &mut ReplicaRecord, named: &str) -> Resu
 
 /// Extents of a promoted replica that are not what its committed generation says. `None`: its manifest
 /// is lost, so that nobody can tell.
-pub fn extents_written(site: &dyn Site, record: &ReplicaRecord, target: &mut Target, progress: &Progress) -> Result<Option<u64>> {
+pub fn extents_written(
+    site: &dyn Site,
+    record: &ReplicaRecord,
+    target: &mut Target,
+    progress: &Progress,
+    witness: &mut dyn Witness,
+) -> Result<Option<u64>> {
     let geometry = record.geometry()?;
     let hasher = Hasher::new(record.algorithm, &record.secret);
     let Some(mut manifest) = manifest::load(site.files(), record.generation, &record.root, &geometry, &hasher, Damage::Refuse)? else {
@@ -70,6 +76,7 @@ pub fn extents_written(site: &dyn Site, record: &ReplicaRecord, target: &mut Tar
     let mut written = 0;
     let mut blocks = Vec::new();
     survey::hash_device(target, geometry, &hasher, progress, &mut |scanned| {
+        witness.worked(scanned.bytes(&geometry))?;
         match scanned {
             Scanned::Extent(extent, digest, _) => written += u64::from(manifest.entry(extent)?.digest != *digest),
             Scanned::Zeros(extents) => {

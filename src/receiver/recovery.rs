@@ -19,6 +19,7 @@ use crate::error::{Error, Kind, Result};
 use crate::extent::Geometry;
 use crate::format::journal::Belongs;
 use crate::format::stream::{Frame, FrameKind, Message, Seal};
+use crate::progress::Witness;
 use crate::state::manifest::{self, Damage, Draft, Manifest};
 use crate::state::{JOURNAL, ReplicaRecord, Stage};
 
@@ -48,7 +49,7 @@ pub fn is_applying(record: &ReplicaRecord) -> bool {
 }
 
 /// Completes an apply that a crash cut short. Afterwards the record says clean.
-pub fn finish_applying(site: &dyn Site, record: &mut ReplicaRecord, target: &mut Target) -> Result<()> {
+pub fn finish_applying(site: &dyn Site, record: &mut ReplicaRecord, target: &mut Target, witness: &mut dyn Witness) -> Result<()> {
     let Stage::Applying { generation, root, source_time_ms } = record.stage else { return Ok(()) };
     let torn = |cause: Error| {
         let message = format!(
@@ -66,7 +67,7 @@ pub fn finish_applying(site: &dyn Site, record: &mut ReplicaRecord, target: &mut
         return Err(torn(Error::new(Kind::Operator, "the journal belongs to something else")));
     }
     let commit = Commit { generation, root, source_time_ms };
-    committer::apply(walk, &commit, target, record.geometry()?, &hasher)
+    committer::apply(walk, &commit, target, record.geometry()?, &hasher, witness)
         .map_err(|error| if error.kind() == Kind::Failed { torn(error) } else { error })?;
     committer::finish(site, record, &commit, None)
 }
@@ -79,7 +80,7 @@ fn make_durable(site: &dyn Site, record: &ReplicaRecord) -> Result<()> {
 }
 
 /// Looks for an unfinished journal over a clean generation. One that is sealed is committed here.
-pub fn find_overlay(site: &dyn Site, record: &mut ReplicaRecord, target: &mut Target) -> Result<Found> {
+pub fn find_overlay(site: &dyn Site, record: &mut ReplicaRecord, target: &mut Target, witness: &mut dyn Witness) -> Result<Found> {
     let geometry = record.geometry()?;
     let hasher = Hasher::new(record.algorithm, &record.secret);
     let base = manifest::load(site.files(), record.generation, &record.root, &geometry, &hasher, Damage::Refuse)?;
@@ -99,7 +100,7 @@ pub fn find_overlay(site: &dyn Site, record: &mut ReplicaRecord, target: &mut Ta
         }
     };
     let mut draft = Draft::new(site.files(), base)?;
-    let seal = replay(&mut walk, &mut draft, geometry, &hasher)?;
+    let seal = replay(&mut walk, &mut draft, geometry, &hasher, witness)?;
     match seal {
         Some(seal) if seal.root == draft.root()? && seal.generation == record.generation + 1 => {
             let commit = Commit { generation: seal.generation, root: seal.root, source_time_ms: seal.source_time_ms };
@@ -107,7 +108,7 @@ pub fn find_overlay(site: &dyn Site, record: &mut ReplicaRecord, target: &mut Ta
             // in a cache, and the apply must not begin on it.
             let mut journal = walk.into_disk();
             crate::disk::flush(&mut *journal)?;
-            committer::commit_journal(site, record, &commit, draft, journal, target)?;
+            committer::commit_journal(site, record, &commit, draft, journal, target, witness)?;
             let base = manifest::load(site.files(), record.generation, &record.root, &geometry, &hasher, Damage::Refuse)?;
             Ok(Found::Nothing(base.map(Box::new)))
         }
@@ -121,7 +122,7 @@ pub fn find_overlay(site: &dyn Site, record: &mut ReplicaRecord, target: &mut Ta
 
 /// Enters every good frame into the draft. Damage ends the replay without an error: the replica was
 /// not touched yet, so what is behind it is only sent again. Returns the seal where one closes it all.
-fn replay(walk: &mut Walk, draft: &mut Draft, geometry: Geometry, hasher: &Hasher) -> Result<Option<Seal>> {
+fn replay(walk: &mut Walk, draft: &mut Draft, geometry: Geometry, hasher: &Hasher, witness: &mut dyn Witness) -> Result<Option<Seal>> {
     let mut prover = Prover::new(geometry, hasher)?;
     loop {
         let header = match walk.next_frame() {
@@ -130,6 +131,7 @@ fn replay(walk: &mut Walk, draft: &mut Draft, geometry: Geometry, hasher: &Hashe
             Err(error) if error.kind() == Kind::Failed => return Ok(None),
             Err(error) => return Err(error),
         };
+        witness.worked(header.frame_bytes() as u64)?;
         let entered = walk.frame(&header).and_then(|frame| match frame {
             Frame::Data(data) => data.check(&geometry, &header).and_then(|()| prover.replay(&data, draft)),
             Frame::Message(Message::Zero { first, count }) => {

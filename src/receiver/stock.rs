@@ -33,7 +33,7 @@ impl Session<'_> {
                 return Err(Error::new(Kind::Operator, message));
             }
             self.progress.enter(Phase::Commit, self.geometry.volume_bytes());
-            match recovery::finish_applying(&*self.site, &mut record, target) {
+            match recovery::finish_applying(&*self.site, &mut record, target, self.wire) {
                 // The replica is torn beyond its journal; the operator asked for a resync: what it holds is read anew.
                 Err(error) if error.kind() == Kind::Operator && self.hello.rehash => {
                     // The manifest that lies there describes another time than the torn device.
@@ -93,7 +93,7 @@ impl Session<'_> {
             return Err(promotion::no_common_epoch(&*self.site, record, &self.hello));
         }
         self.progress.enter(Phase::Survey, self.geometry.volume_bytes());
-        let differing = promotion::extents_written(&*self.site, record, target, self.progress)?;
+        let differing = promotion::extents_written(&*self.site, record, target, self.progress, self.wire)?;
         if differing != Some(0) {
             return Err(promotion::diverged(&*self.site, record, differing));
         }
@@ -144,7 +144,7 @@ impl Session<'_> {
         let mut found = Found::Nothing(None);
         if !record.rehash && !self.hello.rehash {
             let target = self.target.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the replica's device is not open"))?;
-            found = recovery::find_overlay(&*self.site, record, target)?;
+            found = recovery::find_overlay(&*self.site, record, target, self.wire)?;
         }
         let target = self.target.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the replica's device is not open"))?;
         match found {
@@ -182,7 +182,7 @@ impl Session<'_> {
         let empty = Manifest::create(self.site.files(), MANIFEST, self.about(record), &self.hasher, damage)?;
         let mut draft = Draft::new(self.site.files(), empty)?;
         let target = self.target.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the replica's device is not open"))?;
-        survey::draft_device(target, self.geometry, &self.hasher, self.progress, &mut draft)?;
+        survey::draft_device(target, self.geometry, &self.hasher, self.progress, &mut draft, self.wire)?;
         Ok(draft)
     }
 

@@ -9,7 +9,7 @@ use crate::extent::{ExtentIndex, Geometry};
 use crate::format::manifest::{PAGE_UNKNOWN, PAGE_ZERO, write_entry};
 use crate::format::stream::{Have, Message};
 use crate::limits::{HAVE_ENTRIES_MAX, PAGE_EXTENTS, SAMPLE_EXTENTS, SEED_SAMPLES};
-use crate::progress::Progress;
+use crate::progress::{Progress, Witness};
 use crate::state::manifest::{Draft, Manifest};
 use crate::transport::Wire;
 use std::sync::atomic::Ordering::Relaxed;
@@ -23,6 +23,16 @@ pub enum Scanned<'a> {
     Zeros(std::ops::Range<u64>),
     /// An extent that was read.
     Extent(ExtentIndex, &'a Digest, &'a [Digest]),
+}
+
+impl Scanned<'_> {
+    /// How much of the device it is.
+    pub fn bytes(&self, geometry: &Geometry) -> u64 {
+        match self {
+            Scanned::Zeros(extents) => (extents.end - extents.start) * geometry.extent_bytes() as u64,
+            Scanned::Extent(extent, ..) => geometry.bytes_of(*extent) as u64,
+        }
+    }
 }
 
 /// Reads and hashes the whole device.
@@ -53,10 +63,20 @@ pub fn hash_device(target: &mut Target, geometry: Geometry, hasher: &Hasher, pro
 }
 
 /// Fills a draft with what the device really holds.
-pub fn draft_device(target: &mut Target, geometry: Geometry, hasher: &Hasher, progress: &Progress, draft: &mut Draft) -> Result<()> {
-    hash_device(target, geometry, hasher, progress, &mut |scanned| match scanned {
-        Scanned::Zeros(extents) => draft.set_zeros(extents),
-        Scanned::Extent(extent, digest, blocks) => draft.set(extent, digest, blocks),
+pub fn draft_device(
+    target: &mut Target,
+    geometry: Geometry,
+    hasher: &Hasher,
+    progress: &Progress,
+    draft: &mut Draft,
+    witness: &mut dyn Witness,
+) -> Result<()> {
+    hash_device(target, geometry, hasher, progress, &mut |scanned| {
+        witness.worked(scanned.bytes(&geometry))?;
+        match scanned {
+            Scanned::Zeros(extents) => draft.set_zeros(extents),
+            Scanned::Extent(extent, digest, blocks) => draft.set(extent, digest, blocks),
+        }
     })
 }
 
@@ -82,7 +102,7 @@ pub fn list_device(wire: &mut Wire, target: &mut Target, geometry: Geometry, has
                 list_entries(wire, first, entry_bytes, &mut entries)?;
                 wire.push()?;
             }
-            Ok(())
+            wire.worked(geometry.bytes_of(extent) as u64)
         }
     })?;
     list_entries(wire, first, entry_bytes, &mut entries)?;

@@ -6,12 +6,13 @@ use crate::disk::{Action, AlignedBuf, Completion, Disk, Pool, Request, Run};
 use crate::error::{Context, Error, Kind, Result};
 use crate::extent::{ExtentIndex, Geometry};
 use crate::limits::WRITE_DEPTH;
+use crate::progress::Witness;
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// Zeroing is asked for in pieces of this size, so that a slow device shows progress and an
-/// interrupted run does not wait for a whole volume.
-const ZERO_BYTES_MAX: u64 = 1 << 30;
+/// Zeroing is asked for in pieces of this size, so that a slow device shows progress before a peer loses its
+/// patience, and an interrupted run does not wait for a whole volume.
+const ZERO_BYTES_MAX: u64 = 256 << 20;
 
 /// The device under a receiving session.
 pub struct Target {
@@ -82,10 +83,10 @@ impl Target {
     }
 
     /// Starts to make a range of extents read as zeros. Where zeros would have to be written, only what is
-    /// not zero yet is.
-    pub fn zero(&mut self, extents: Range<u64>) -> Result<()> {
+    /// not zero yet is. Zeroing may take hours: what is done of it is told; that nobody listens ends nothing.
+    pub fn zero(&mut self, extents: Range<u64>, witness: &mut dyn Witness) -> Result<()> {
         if self.disk.zeroes_cheaply() {
-            return self.zero_all(extents);
+            return self.zero_all(extents, witness);
         }
         let batch = (self.pool.buffer_bytes() / self.geometry.extent_bytes()).max(1) * WRITE_DEPTH;
         let mut at = extents.start;
@@ -101,19 +102,21 @@ impl Target {
                 }
                 Ok(())
             })?;
-            filled.into_iter().try_for_each(|range| self.zero_all(range))?;
+            filled.into_iter().try_for_each(|range| self.zero_all(range, witness))?;
+            let _ = witness.worked((end - at) * self.geometry.extent_bytes() as u64);
             at = end;
         }
         Ok(())
     }
 
-    fn zero_all(&mut self, extents: Range<u64>) -> Result<()> {
+    fn zero_all(&mut self, extents: Range<u64>, witness: &mut dyn Witness) -> Result<()> {
         let bytes = self.geometry.bytes_range(extents);
         let mut at = bytes.start;
         while at < bytes.end {
             let piece = (bytes.end - at).min(ZERO_BYTES_MAX);
             while self.writing.len() >= WRITE_DEPTH {
                 self.reap()?;
+                let _ = witness.worked(piece);
             }
             self.written_bytes += piece;
             self.submit(at..at + piece, Action::Zero { offset: at, bytes: piece })?;

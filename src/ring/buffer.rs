@@ -124,6 +124,11 @@ impl Pool {
         self.free.push(buffer);
     }
 
+    /// Whether every buffer is in use.
+    pub fn is_empty(&self) -> bool {
+        self.free.is_empty()
+    }
+
     /// Bytes of each buffer.
     pub fn buffer_bytes(&self) -> usize {
         self.buffer_bytes

@@ -15,6 +15,7 @@ pub use buffer::{AlignedBuf, Pool};
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
@@ -47,8 +48,8 @@ pub enum Action {
     Flush,
     /// Take what a stream has into `buffer[at..]`: at least one byte, 0 bytes = the peer closed.
     Receive(AlignedBuf, usize),
-    /// Put `buffer[..bytes]` on a stream, all of it.
-    Transmit(AlignedBuf, usize),
+    /// Put this part of the buffer on a stream, all of it.
+    Transmit(AlignedBuf, Range<usize>),
 }
 
 /// An action under the caller's own name for it.
@@ -143,7 +144,7 @@ fn check(action: &Action) -> io::Result<()> {
         Action::Read(buffer, runs) | Action::Write(buffer, runs) => runs.iter().all(|run| inside(buffer, run.at, run.bytes)),
         // A receive without room could not tell "nothing fits" from "the peer closed".
         Action::Receive(buffer, at) => *at < buffer.len(),
-        Action::Transmit(buffer, bytes) => inside(buffer, 0, *bytes),
+        Action::Transmit(buffer, part) => part.start <= part.end && part.end <= buffer.len(),
         Action::Zero { .. } | Action::Flush => true,
     };
     if valid { Ok(()) } else { Err(io::Error::new(io::ErrorKind::InvalidInput, "a request reaches beyond its buffer")) }

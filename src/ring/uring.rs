@@ -140,7 +140,6 @@ impl Uring {
     fn file_request(&mut self, file: &Arc<File>, request: Request) {
         let piece = |run: &Run| Piece { at: run.at, offset: run.offset, bytes: run.bytes as u64 };
         let pieces_of = |runs: &[Run]| runs.iter().filter(|run| run.bytes > 0).map(piece).collect::<Vec<_>>();
-        let whole = |bytes: u64| if bytes > 0 { vec![Piece { at: 0, offset: 0, bytes }] } else { Vec::new() };
         let (work, buffer, pieces) = match request.action {
             Action::Read(buffer, runs) => (Work::Read, Some(buffer), pieces_of(&runs)),
             Action::Write(buffer, runs) => (Work::Write, Some(buffer), pieces_of(&runs)),
@@ -153,7 +152,10 @@ impl Uring {
                 let bytes = (buffer.len() - at) as u64;
                 (Work::Receive, Some(buffer), vec![Piece { at, offset: 0, bytes }])
             }
-            Action::Transmit(buffer, bytes) => (Work::Transmit, Some(buffer), whole(bytes as u64)),
+            Action::Transmit(buffer, part) => {
+                let pieces = if part.is_empty() { Vec::new() } else { vec![Piece { at: part.start, offset: 0, bytes: part.len() as u64 }] };
+                (Work::Transmit, Some(buffer), pieces)
+            }
         };
         if pieces.is_empty() {
             self.done.push_back(Completion { token: request.token, result: Ok(0), buffer });

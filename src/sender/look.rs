@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::extent::Geometry;
 use crate::format::stream::{Counts, End, ExtentLine, Message, run_bytes};
 use crate::limits::BLOCK_BYTES;
+use crate::progress::Witness;
 use crate::transport::Wire;
 use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
@@ -27,6 +28,7 @@ pub fn look(pass: &mut Pass<'_>, wire: &mut Wire, agreed: &mut Agreed, geometry:
     while let Some(piece) = scan.next_piece().map_err(at_the_source)? {
         stop_if_asked(pass.progress)?;
         (pass.watch)(Watch::Reading)?;
+        wire.worked(piece.bytes(&geometry))?;
         match piece {
             Piece::Hole(extents) => {
                 ranges.clear();

@@ -23,7 +23,7 @@ use crate::failpoint;
 use crate::format::manifest::About;
 use crate::format::stream::{Ack, Begin, Counts, End, Message, Mode, Purpose};
 use crate::limits::NEED_ROUNDS_MAX;
-use crate::progress::{Phase, Progress};
+use crate::progress::{Phase, Progress, Witness};
 use crate::state::manifest::Draft;
 use crate::state::{Files, HAVE, SourceRecord};
 use crate::transport::Wire;
@@ -139,6 +139,7 @@ fn replicate(pass: &mut Pass<'_>, wire: &mut Wire, agreed: &mut Agreed, geometry
     while let Some(piece) = scan.next_piece().map_err(at_the_source)? {
         stop_if_asked(pass.progress)?;
         (pass.watch)(Watch::Reading)?;
+        framer.wire().worked(piece.bytes(&geometry))?;
         let end = match piece {
             Piece::Hole(extents) => {
                 ranges.clear();

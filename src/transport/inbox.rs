@@ -77,6 +77,11 @@ impl Inbox {
         self.buffer.take().map(|buffer| (buffer, self.end))
     }
 
+    /// Whether an engine has the buffer: nothing can be seen or added until it comes back.
+    pub fn is_lent(&self) -> bool {
+        self.buffer.is_none()
+    }
+
     /// Takes the buffer back with `bytes` more in it.
     pub fn give_back(&mut self, buffer: AlignedBuf, bytes: usize) {
         self.buffer = Some(buffer);

@@ -6,6 +6,7 @@
 
 mod inbox;
 pub mod memory;
+mod patience;
 pub mod stream;
 pub mod tcp;
 pub mod tls;
@@ -16,6 +17,19 @@ pub use wire::Wire;
 
 use crate::error::Result;
 use crate::ring::AlignedBuf;
+
+/// What one turn of waiting came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// So many bytes came and lie in the inbox.
+    Received(usize),
+    /// The peer closed its end.
+    Closed,
+    /// The peer's side took some of what was sent.
+    Sent,
+    /// The turn is over, or what happened is the transport's own business.
+    Nothing,
+}
 
 /// One end of a connection.
 pub trait Transport: Send {
@@ -33,4 +47,23 @@ pub trait Transport: Send {
 
     /// Waits for bytes from the peer and adds them to the inbox. `false`: the peer closed its end.
     fn receive(&mut self, inbox: &mut Inbox) -> Result<bool>;
+
+    /// Whether `outgoing` and `send` go through without waiting for the peer. A transport that never looks
+    /// at the clock says yes and waits where it has to.
+    fn has_room(&mut self) -> Result<bool> {
+        Ok(true)
+    }
+
+    /// Whether everything sent has left this process.
+    fn is_flushed(&mut self) -> Result<bool> {
+        self.flush().map(|()| true)
+    }
+
+    /// Waits for what was sent to go on and, where there is an inbox, for bytes from the peer: for no longer than
+    /// `STOP_POLL` where the transport looks at the clock at all.
+    fn turn(&mut self, inbox: Option<&mut Inbox>) -> Result<Turn> {
+        let Some(inbox) = inbox else { return Ok(Turn::Nothing) };
+        let before = inbox.unread().len();
+        Ok(if self.receive(inbox)? { Turn::Received(inbox.unread().len() - before) } else { Turn::Closed })
+    }
 }

@@ -3,14 +3,15 @@
 //! Bytes go through a ring of its own. One buffer is on its way at a time, because two writes in
 //! flight on one stream may pass each other; the others queue behind it.
 
-use super::{Inbox, Transport};
+use super::{Inbox, Transport, Turn};
 use crate::error::{Context, Error, Kind, Result};
-use crate::limits::{BLOCK_BYTES, STALL_TIMEOUT, STOP_POLL, TRANSPORT_BUFFER_BYTES, TRANSPORT_BUFFERS};
+use crate::limits::{BLOCK_BYTES, STOP_POLL, TRANSMIT_BYTES, TRANSPORT_BUFFER_BYTES, TRANSPORT_BUFFERS};
 use crate::ring::{self, Action, AlignedBuf, Choice, Completion, Engine, Pool, Request};
 use nix::fcntl::{FcntlArg, fcntl};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -55,13 +56,13 @@ pub struct Stream {
     writer: Arc<File>,
     engine: Box<dyn Engine>,
     free: Pool,
-    queue: VecDeque<(AlignedBuf, usize)>,
-    sending: bool,
+    /// What waits: buffers with the part of each that is not sent.
+    queue: VecDeque<(AlignedBuf, Range<usize>)>,
+    /// What is left of the buffer on its way, behind the piece that the engine has.
+    sending: Option<Range<usize>>,
     receiving: bool,
     received: Option<Completion>,
     send_failure: Option<(Kind, String)>,
-    last_progress: Instant,
-    stall: Duration,
     deadline: Deadline,
     stop: Arc<AtomicBool>,
 }
@@ -69,8 +70,20 @@ pub struct Stream {
 impl Stream {
     /// A stream that reads from `reader` and writes to `writer`. Waits end when `stop` is set.
     pub fn new(peer: String, reader: File, writer: File, choice: Choice, stop: Arc<AtomicBool>) -> Result<Stream> {
+        Stream::with_buffers(TRANSPORT_BUFFER_BYTES, peer, reader, writer, choice, stop)
+    }
+
+    /// The same with outgoing buffers of another size.
+    pub fn with_buffers(
+        buffer_bytes: usize,
+        peer: String,
+        reader: File,
+        writer: File,
+        choice: Choice,
+        stop: Arc<AtomicBool>,
+    ) -> Result<Stream> {
         let engine = ring::open(choice).context(Kind::Failed, || format!("open an i/o engine for the connection to {peer}"))?;
-        let free = Pool::new(TRANSPORT_BUFFERS, TRANSPORT_BUFFER_BYTES).context(Kind::Failed, || "allocate transport buffers")?;
+        let free = Pool::new(TRANSPORT_BUFFERS, buffer_bytes).context(Kind::Failed, || "allocate transport buffers")?;
         // Fewer turns per megabyte. Sockets and limited users answer with an error that means nothing.
         for end in [&reader, &writer] {
             let _ = fcntl(end, FcntlArg::F_SETPIPE_SZ(PIPE_BYTES));
@@ -82,12 +95,10 @@ impl Stream {
             engine,
             free,
             queue: VecDeque::new(),
-            sending: false,
+            sending: None,
             receiving: false,
             received: None,
             send_failure: None,
-            last_progress: Instant::now(),
-            stall: STALL_TIMEOUT,
             deadline: Deadline::default(),
             stop,
         })
@@ -103,49 +114,43 @@ impl Stream {
         let _ = nix::sys::socket::shutdown(self.writer.as_raw_fd(), nix::sys::socket::Shutdown::Write);
     }
 
-    /// Starts the next queued buffer when none is on its way.
+    /// Starts the next piece when none is on its way.
     fn start_next(&mut self) -> Result<()> {
-        if self.sending {
+        if self.sending.is_some() {
             return Ok(());
         }
-        let Some((buffer, bytes)) = self.queue.pop_front() else { return Ok(()) };
-        let request = Request { token: TRANSMIT, action: Action::Transmit(buffer, bytes) };
+        let Some((buffer, part)) = self.queue.pop_front() else { return Ok(()) };
+        let end = part.end.min(part.start + TRANSMIT_BYTES);
+        let request = Request { token: TRANSMIT, action: Action::Transmit(buffer, part.start..end) };
         self.engine.submit(&self.writer, request).context(Kind::Failed, || format!("send to {}", self.peer))?;
-        self.sending = true;
-        self.last_progress = Instant::now();
+        self.sending = Some(end..part.end);
         Ok(())
     }
 
-    /// Takes one completion, or looks at the stop flag and the clock.
-    fn step(&mut self) -> Result<()> {
+    /// Takes one completion, or looks at the stop flag and the deadline. Whether some of what is sent was taken.
+    fn step(&mut self) -> Result<bool> {
         if let Some(what) = self.deadline.missed() {
             return Err(Error::new(Kind::Transient, format!("{} took too long for {what}: connection given up", self.peer)));
         }
         match self.engine.wait(Some(STOP_POLL)).context(Kind::Failed, || format!("wait for {}", self.peer))? {
-            Some(done) => {
-                self.last_progress = Instant::now();
-                self.take(done)
-            }
+            Some(done) => self.take(done),
             None if self.stop.load(Ordering::Relaxed) => Err(interrupted()),
-            // A peer that owes us bytes may be hashing a device. One that takes none is gone.
-            None if self.sending && self.last_progress.elapsed() >= self.stall => Err(Error::new(
-                Kind::Transient,
-                format!("{} took no byte for {} seconds: connection given up", self.peer, self.stall.as_secs()),
-            )),
-            None => Ok(()),
+            None => Ok(false),
         }
     }
 
-    fn take(&mut self, done: Completion) -> Result<()> {
+    fn take(&mut self, done: Completion) -> Result<bool> {
         if done.token == RECEIVE {
             self.receiving = false;
             self.received = Some(done);
-            return Ok(());
+            return Ok(false);
         }
-        self.sending = false;
-        if let Some(buffer) = done.buffer {
-            self.free.put(buffer);
+        match (self.sending.take(), done.buffer) {
+            (Some(rest), Some(buffer)) if !rest.is_empty() && done.result.is_ok() => self.queue.push_front((buffer, rest)),
+            (_, Some(buffer)) => self.free.put(buffer),
+            _ => {}
         }
+        let sent = done.result.is_ok();
         if let Err(cause) = done.result {
             // Not raised here: the peer may have said why before it hung up, and `receive` still reads that.
             self.send_failure = Some((Kind::Transient, format!("connection to {} lost while sending: {}", self.peer, plain(&cause))));
@@ -153,7 +158,16 @@ impl Stream {
                 self.free.put(buffer);
             }
         }
-        self.start_next()
+        self.start_next()?;
+        Ok(sent)
+    }
+
+    /// Takes what the engine has done by now, without waiting.
+    fn catch_up(&mut self) -> Result<()> {
+        while let Some(done) = self.engine.wait(Some(Duration::ZERO)).context(Kind::Failed, || format!("wait for {}", self.peer))? {
+            self.take(done)?;
+        }
+        Ok(())
     }
 
     fn check_sending(&self) -> Result<()> {
@@ -196,11 +210,17 @@ impl Transport for Stream {
                 return Ok(buffer);
             }
             // Otherwise the caller holds all of them, and would wait for itself.
-            if !self.sending {
+            if self.sending.is_none() {
                 return Err(Error::new(Kind::Failed, "every transport buffer is in the sender's own hands"));
             }
             self.step()?;
         }
+    }
+
+    fn has_room(&mut self) -> Result<bool> {
+        self.catch_up()?;
+        self.check_sending()?;
+        Ok(!self.free.is_empty())
     }
 
     fn send(&mut self, buffer: AlignedBuf, bytes: usize) -> Result<()> {
@@ -208,33 +228,47 @@ impl Transport for Stream {
             self.free.put(buffer);
             return Err(lost);
         }
-        self.queue.push_back((buffer, bytes));
+        self.queue.push_back((buffer, 0..bytes));
         self.start_next()
     }
 
     fn flush(&mut self) -> Result<()> {
-        while self.sending {
+        while self.sending.is_some() {
             self.step()?;
         }
         self.check_sending()
     }
 
+    fn is_flushed(&mut self) -> Result<bool> {
+        self.catch_up()?;
+        self.check_sending()?;
+        Ok(self.sending.is_none())
+    }
+
     fn receive(&mut self, inbox: &mut Inbox) -> Result<bool> {
-        // A wait that a signal ended left its receive with the ring: it is taken up again.
+        loop {
+            match self.turn(Some(inbox))? {
+                Turn::Received(_) => return Ok(true),
+                Turn::Closed => return Ok(false),
+                Turn::Sent | Turn::Nothing => {}
+            }
+        }
+    }
+
+    fn turn(&mut self, inbox: Option<&mut Inbox>) -> Result<Turn> {
+        let Some(inbox) = inbox else { return Ok(if self.step()? { Turn::Sent } else { Turn::Nothing }) };
+        // A wait that ended otherwise left its receive with the engine: it is taken up again.
         if !self.receiving && self.received.is_none() {
             self.start_receive(inbox)?;
         }
-        let done = loop {
-            match self.received.take() {
-                Some(done) => break done,
-                None => self.step()?,
-            }
-        };
+        let sent = self.received.is_none() && self.step()?;
+        let Some(done) = self.received.take() else { return Ok(if sent { Turn::Sent } else { Turn::Nothing }) };
         let buffer = done.buffer.ok_or_else(|| Error::new(Kind::Failed, "a receive came back without its buffer"))?;
         let bytes = *done.result.as_ref().unwrap_or(&0);
         inbox.give_back(buffer, bytes);
         match done.result {
-            Ok(bytes) => Ok(bytes > 0),
+            Ok(0) => Ok(Turn::Closed),
+            Ok(bytes) => Ok(Turn::Received(bytes)),
             Err(cause) => Err(Error::because(Kind::Transient, format!("connection to {} lost while receiving", self.peer), cause)),
         }
     }
@@ -380,25 +414,29 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_takes_nothing_is_given_up_and_one_that_says_nothing_is_not() {
+    fn what_came_while_sending_waits_for_room_is_there_afterwards() {
         for choice in BOTH {
-            let (socket, _silent) = UnixStream::pair().unwrap();
-            let stop = stop();
-            let mut a = over_socket(choice, socket, &stop);
-            a.stall = Duration::from_millis(300);
-            let flag = stop.clone();
-            let signal = thread::spawn(move || {
-                thread::sleep(Duration::from_millis(900));
-                flag.store(true, Ordering::Relaxed);
-            });
-            assert_eq!(a.receive(&mut Inbox::new(4096).unwrap()).unwrap_err().kind(), Kind::Interrupted);
-            signal.join().unwrap();
-            stop.store(false, Ordering::Relaxed);
-            let buffer = a.outgoing().unwrap();
-            a.send(buffer, TRANSPORT_BUFFER_BYTES).unwrap();
-            let lost = a.flush().unwrap_err();
-            assert_eq!(lost.kind(), Kind::Transient);
-            assert!(lost.chain().contains("peer took no byte"), "{}", lost.chain());
+            let (socket, other) = UnixStream::pair().unwrap();
+            let mut a = over_socket(choice, socket, &stop());
+            let mut inbox = Inbox::new(4096).unwrap();
+            while a.has_room().unwrap() {
+                let buffer = a.outgoing().unwrap();
+                a.send(buffer, TRANSPORT_BUFFER_BYTES).unwrap();
+            }
+            assert!(!a.is_flushed().unwrap());
+            io::Write::write_all(&mut &other, b"busy").unwrap();
+            while inbox.is_lent() || inbox.unread().is_empty() {
+                assert!(!matches!(a.turn(Some(&mut inbox)).unwrap(), Turn::Closed));
+            }
+            assert_eq!(inbox.unread(), b"busy");
+            // With a receive under way, room comes back as the peer takes what was sent.
+            let taking = thread::spawn(move || io::copy(&mut &other, &mut io::sink()).unwrap());
+            while !a.is_flushed().unwrap() {
+                a.turn(Some(&mut inbox)).unwrap();
+            }
+            assert!(inbox.is_lent() && a.has_room().unwrap());
+            a.shut_down();
+            assert_eq!(taking.join().unwrap(), (TRANSPORT_BUFFERS * TRANSPORT_BUFFER_BYTES) as u64);
         }
     }
 

@@ -6,9 +6,9 @@
 //! close_notify is a cut, whoever made it.
 
 use super::stream::{Deadline, Stream, interrupted};
-use super::{Inbox, Transport};
+use super::{Inbox, Transport, Turn};
 use crate::error::{Context, Error, Kind, Result};
-use crate::limits::{BLOCK_BYTES, LINGER, STOP_POLL, TRANSPORT_BUFFER_BYTES};
+use crate::limits::{BLOCK_BYTES, LINGER, STOP_POLL, TLS_EXTRA_BYTES, TRANSPORT_BUFFER_BYTES};
 use crate::pin::Pin;
 use crate::ring::{AlignedBuf, Choice};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -454,7 +454,8 @@ impl Tls {
         raw.socket.set_write_timeout(None).context(Kind::Failed, place)?;
         let other = raw.socket.try_clone().context(Kind::Failed, place)?;
         let (reader, writer) = (File::from(OwnedFd::from(raw.socket)), File::from(OwnedFd::from(other)));
-        let stream = Stream::new(raw.peer, reader, writer, raw.choice, raw.stop)?;
+        // One buffer of ours, encrypted, fits one of the stream's: what finds room here is sent without waiting.
+        let stream = Stream::with_buffers(TRANSPORT_BUFFER_BYTES + TLS_EXTRA_BYTES, raw.peer, reader, writer, raw.choice, raw.stop)?;
         connection.set_buffer_limit(None);
         let sealed = Inbox::new(TRANSPORT_BUFFER_BYTES)?;
         let plain = AlignedBuf::new(TRANSPORT_BUFFER_BYTES).context(Kind::Failed, || "allocate transport buffers")?;
@@ -557,22 +558,51 @@ impl Transport for Tls {
         self.stream.flush()
     }
 
+    fn has_room(&mut self) -> Result<bool> {
+        self.stream.has_room()
+    }
+
+    fn is_flushed(&mut self) -> Result<bool> {
+        if self.connection.wants_write() && self.stream.has_room()? {
+            self.pump()?;
+        }
+        Ok(self.stream.is_flushed()? && !self.connection.wants_write())
+    }
+
     fn receive(&mut self, inbox: &mut Inbox) -> Result<bool> {
         loop {
-            if self.open_into(inbox)? {
-                return Ok(true);
+            match self.turn(Some(inbox))? {
+                Turn::Received(_) => return Ok(true),
+                Turn::Closed => return Ok(false),
+                Turn::Sent | Turn::Nothing => {}
             }
-            if self.peer_said_goodbye() {
-                return Ok(false);
-            }
-            // Answers of TLS itself: an alert, a new key. Where nothing can be sent any more, the peer may have said why.
+        }
+    }
+
+    fn turn(&mut self, inbox: Option<&mut Inbox>) -> Result<Turn> {
+        let Some(inbox) = inbox else { return self.stream.turn(None) };
+        let before = inbox.unread().len();
+        if self.open_into(inbox)? {
+            return Ok(Turn::Received(inbox.unread().len() - before));
+        }
+        if self.peer_said_goodbye() {
+            return Ok(Turn::Closed);
+        }
+        // Answers of TLS itself: an alert, a new key. Where nothing can be sent any more, the peer may have said why.
+        if self.connection.wants_write() && self.stream.has_room().unwrap_or(false) {
             match self.pump() {
                 Err(error) if error.kind() != Kind::Transient => return Err(error),
                 _ => {}
             }
-            if self.sealed.unread().is_empty() && !self.stream.receive(&mut self.sealed)? {
-                return Err(self.names.cut());
-            }
+        }
+        if !self.sealed.unread().is_empty() {
+            return Ok(Turn::Nothing);
+        }
+        match self.stream.turn(Some(&mut self.sealed))? {
+            Turn::Closed => Err(self.names.cut()),
+            // What is encrypted says nothing yet: the next turn opens it.
+            Turn::Received(_) => Ok(Turn::Nothing),
+            other => Ok(other),
         }
     }
 }

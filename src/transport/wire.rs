@@ -1,10 +1,16 @@
 //! A transport that speaks frames: greeting, whole frames in, frames packed into buffers out.
 
-use super::{Inbox, Transport};
+use super::patience::Patience;
+use super::{Inbox, Transport, Turn};
 use crate::error::{Error, Kind, Result};
 use crate::format::stream::{self, Frame, FrameKind, HEADER_BYTES, Header, Message, Refusal};
 use crate::limits::*;
+use crate::progress::Witness;
 use crate::ring::AlignedBuf;
+use std::time::{Duration, Instant};
+
+/// The stream version from which a busy side pulses, so that a silent one counts as gone.
+const PULSING: u16 = 2;
 
 /// One end of a session.
 pub struct Wire {
@@ -15,13 +21,45 @@ pub struct Wire {
     large: Vec<u8>,
     large_bytes: usize,
     sent_bytes: u64,
+    /// What both speak; 0 before the greeting.
+    version: u16,
+    /// How long the peer may go without progress, and without a greeting.
+    limit: Option<Duration>,
+    greeting_limit: Option<Duration>,
+    patience: Patience,
+    /// The peer is given up: it is neither asked nor told any more.
+    gave_up: bool,
+    /// What we got done, and when the peer was last told anything.
+    work: u64,
+    told: Instant,
 }
 
 impl Wire {
     /// Frames over this transport.
     pub fn new(transport: Box<dyn Transport>) -> Result<Wire> {
         let inbox = Inbox::new(TRANSPORT_BUFFER_BYTES)?;
-        Ok(Wire { transport, inbox, out: None, large: Vec::new(), large_bytes: 0, sent_bytes: 0 })
+        let now = Instant::now();
+        Ok(Wire {
+            transport,
+            inbox,
+            out: None,
+            large: Vec::new(),
+            large_bytes: 0,
+            sent_bytes: 0,
+            version: 0,
+            limit: None,
+            greeting_limit: None,
+            patience: Patience::endless(now),
+            gave_up: false,
+            work: 0,
+            told: now,
+        })
+    }
+
+    /// Gives the peer up after this long without progress, and after `greeting` without a greeting.
+    pub fn limit(mut self, stall: Duration, greeting: Option<Duration>) -> Wire {
+        (self.limit, self.greeting_limit) = (Some(stall), greeting);
+        self
     }
 
     /// How messages call the other end.
@@ -40,11 +78,82 @@ impl Wire {
         self.room(greeting.len())?[..greeting.len()].copy_from_slice(greeting.as_bytes());
         self.filled(greeting.len())?;
         self.push()?;
+        self.patience.set(self.greeting_limit);
         let line = self.line()?;
-        stream::agree(&line)
+        self.version = stream::agree(&line)?;
+        // One that never pulses may be busy for hours without a word.
+        self.patience.set(self.limit.filter(|_| self.version >= PULSING));
+        Ok(self.version)
+    }
+
+    /// One turn of waiting; ends the wait where the peer does not get on.
+    fn turn(&mut self, receive: bool) -> Result<Turn> {
+        let turn = self.transport.turn(receive.then_some(&mut self.inbox))?;
+        let now = Instant::now();
+        self.patience.turned(turn, now);
+        match self.patience.lost(now) {
+            None => Ok(turn),
+            Some(limit) => {
+                self.gave_up = true;
+                let message = match self.version {
+                    0 => format!("{} said nothing for {} seconds: is blockferry installed there?", self.peer(), limit.as_secs()),
+                    _ => format!(
+                        "{} moved no byte and got no work done for {} seconds: connection given up; what came is kept and the next run goes on from there",
+                        self.peer(),
+                        limit.as_secs()
+                    ),
+                };
+                Err(Error::new(Kind::Transient, message))
+            }
+        }
+    }
+
+    /// Takes pulses from the front of what came. The header behind them, where there is one.
+    fn take_pulses(&mut self) -> Result<Option<Header>> {
+        while !self.inbox.is_lent() {
+            let Some(header) = stream::header(self.inbox.unread())? else {
+                self.inbox.reserve(HEADER_BYTES)?;
+                return Ok(None);
+            };
+            if header.kind != FrameKind::Pulse {
+                return Ok(Some(header));
+            }
+            if self.version < PULSING {
+                return Err(unexpected(header.kind));
+            }
+            self.inbox.reserve(header.frame_bytes())?;
+            if self.inbox.unread().len() < header.frame_bytes() {
+                return Ok(None);
+            }
+            if let Frame::Message(Message::Pulse(work)) = self.frame(&header)? {
+                self.patience.pulsed(work, header.frame_bytes(), Instant::now());
+            }
+            self.done(&header);
+        }
+        Ok(None)
+    }
+
+    /// Waits until the transport says so. What a busy peer says meanwhile is heard: it may get on without taking a
+    /// byte, and it may have given up.
+    fn wait_until(&mut self, done: fn(&mut dyn Transport) -> Result<bool>) -> Result<()> {
+        self.patience.begin(Instant::now());
+        while !done(&mut *self.transport)? {
+            let ahead = self.take_pulses()?;
+            if let Some(header) = ahead.filter(|header| header.kind == FrameKind::Abort)
+                && self.inbox.unread().len() >= header.frame_bytes()
+                && let Frame::Message(Message::Abort(refusal)) = self.frame(&header)?
+            {
+                return Err(self.said(refusal));
+            }
+            if self.turn(ahead.is_none_or(|header| header.kind == FrameKind::Abort))? == Turn::Closed {
+                return Err(Error::new(Kind::Transient, format!("{} closed the connection", self.peer())));
+            }
+        }
+        Ok(())
     }
 
     fn line(&mut self) -> Result<String> {
+        self.patience.begin(Instant::now());
         loop {
             let unread = self.inbox.unread();
             let shown = &unread[..unread.len().min(GREETING_BYTES_MAX)];
@@ -56,7 +165,7 @@ impl Wire {
             if shown.len() == GREETING_BYTES_MAX {
                 return Ok(String::from_utf8_lossy(shown).into_owned());
             }
-            if !self.transport.receive(&mut self.inbox)? {
+            if self.turn(true)? == Turn::Closed {
                 let said = String::from_utf8_lossy(self.inbox.unread()).into_owned();
                 let what = if said.is_empty() { "nothing".to_owned() } else { format!("\"{}\"", said.escape_debug()) };
                 let message = format!("{} closed the connection after saying {what}: is blockferry installed there?", self.peer());
@@ -79,7 +188,10 @@ impl Wire {
         }
         let (buffer, filled) = match self.out.take() {
             Some(out) => out,
-            None => (self.transport.outgoing()?, 0),
+            None => {
+                self.wait_until(|transport| transport.has_room())?;
+                (self.transport.outgoing()?, 0)
+            }
         };
         let (buffer, filled) = self.out.insert((buffer, filled));
         Ok(&mut buffer[*filled..])
@@ -121,10 +233,9 @@ impl Wire {
 
     /// Sends what was added.
     pub fn push(&mut self) -> Result<()> {
-        match self.out.take() {
-            Some((buffer, filled)) => self.transport.send(buffer, filled),
-            None => Ok(()),
-        }
+        let Some((buffer, filled)) = self.out.take() else { return Ok(()) };
+        self.told = Instant::now();
+        self.transport.send(buffer, filled)
     }
 
     /// Sends a small frame at once.
@@ -136,28 +247,30 @@ impl Wire {
     /// Sends what was added and waits until it left this process.
     pub fn flush(&mut self) -> Result<()> {
         self.push()?;
-        self.transport.flush()
+        self.wait_until(|transport| transport.is_flushed())
     }
 
     /// Tells the peer why we stop, if it still listens.
     pub fn abort(&mut self, error: &Error) {
+        if self.gave_up {
+            return;
+        }
         // What is half made in the buffer is whole frames; the peer may use or drop them.
         let refusal = Refusal { kind: error.kind(), message: error.chain() };
-        let _ = self.say(&Message::Abort(refusal)).and_then(|()| self.transport.flush());
+        let _ = self.say(&Message::Abort(refusal)).and_then(|()| self.flush());
     }
 
     /// Waits for the next whole frame. `None`: the peer closed between two frames.
     pub fn next_frame(&mut self) -> Result<Option<Header>> {
+        self.patience.begin(Instant::now());
         loop {
-            if let Some(header) = stream::header(self.inbox.unread())? {
+            if let Some(header) = self.take_pulses()? {
                 self.inbox.reserve(header.frame_bytes())?;
                 if self.inbox.unread().len() >= header.frame_bytes() {
                     return Ok(Some(header));
                 }
-            } else {
-                self.inbox.reserve(HEADER_BYTES)?;
             }
-            if !self.transport.receive(&mut self.inbox)? {
+            if self.turn(true)? == Turn::Closed {
                 if self.inbox.unread().is_empty() {
                     return Ok(None);
                 }
@@ -205,6 +318,9 @@ impl Wire {
 
     /// After a send failed: the peer may have said why before it went.
     pub fn explain(&mut self, error: Error) -> Error {
+        if self.gave_up {
+            return error;
+        }
         while let Ok(Some(header)) = self.next_frame() {
             if let Ok(Frame::Message(Message::Refuse(refusal) | Message::Abort(refusal))) = self.frame(&header) {
                 return self.said(refusal);
@@ -212,6 +328,22 @@ impl Wire {
             self.done(&header);
         }
         error
+    }
+}
+
+/// The peer is told every now and then, where it understands that and there is room for it: it waits for us.
+impl Witness for Wire {
+    fn worked(&mut self, bytes: u64) -> Result<()> {
+        self.work = self.work.saturating_add(bytes.max(1));
+        if self.version < PULSING || self.told.elapsed() < PULSE_INTERVAL {
+            return Ok(());
+        }
+        self.told = Instant::now();
+        // Where there is none, bytes are on their way and say as much.
+        if self.out.is_none() && !self.transport.has_room()? {
+            return Ok(());
+        }
+        self.say(&Message::Pulse(self.work))
     }
 }
 
