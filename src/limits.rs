@@ -148,6 +148,9 @@ pub const STOP_POLL: Duration = Duration::from_millis(200);
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(120);
 /// Smallest stall limit: a busy peer pulses every two seconds, and one pulse may be late.
 pub const STALL_TIMEOUT_MIN: Duration = Duration::from_secs(5);
+/// Time for a program at the other end of a remote shell to greet, where no terminal is there that the shell may
+/// be asking for a password: the far end of a pull makes its snapshot first.
+pub const GREETING_TIMEOUT: Duration = Duration::from_secs(600);
 /// How often a busy side tells its peer that it gets on.
 pub const PULSE_INTERVAL: Duration = Duration::from_secs(2);
 /// Time for the remote shell to end by itself after its stream is closed: a dead link must not hold a

@@ -26,7 +26,7 @@ impl Stand {
         let ferry = Ferry::new();
         let state = StateDir::open(&ferry.path("state")).expect("a state directory");
         let source = ferry.image("source", &noise(1, bytes));
-        Stand { host: Host { state, choice: Choice::Auto }, source, ferry }
+        Stand { host: Host { state, choice: Choice::Auto, terms: Default::default() }, source, ferry }
     }
 
     fn place(&self, name: &str) -> Place {

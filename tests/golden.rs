@@ -231,6 +231,16 @@ fn stream_version_1_is_what_it_was() {
     assert_eq!((have.first_extent, have.entry_bytes, have.entries), (8, 32, have_entries().as_slice()));
 }
 
+/// Version 2 is version 1 and one frame more.
+#[test]
+fn stream_version_2_is_what_it_was() {
+    let pulse = Message::Pulse(0x0001_0203_0405_0607);
+    let now = [(name_of(&stream::encode(&pulse)), stream::encode(&pulse))];
+    let golden = golden("stream-v2.hex", "stream version 2: the frame that version 1 has not, docs/format/stream.md", &now);
+    assert!(matches!(read(&golden[0].1).1, Frame::Message(back) if back == pulse));
+    assert_eq!(stream::agree("blockferry 0.1.0 stream 1-2").unwrap(), 2);
+}
+
 #[test]
 fn the_greeting_of_version_1_is_still_understood() {
     assert_eq!(stream::agree("blockferry 0.1.0 stream 1-1").unwrap(), 1);

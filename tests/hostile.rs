@@ -13,7 +13,7 @@ use blockferry::extent::{ExtentIndex, Geometry};
 use blockferry::format::stream::{
     self, Begin, Counts, DataTable, Encoding, End, FrameKind, HEADER_BYTES, Hello, Message, Purpose, Welcome,
 };
-use blockferry::limits::{FRAME_BODY_BYTES_MAX, FRAME_PLAIN_BYTES_MAX, HANDSHAKE_TIMEOUT};
+use blockferry::limits::{FRAME_BODY_BYTES_MAX, FRAME_PLAIN_BYTES_MAX, HANDSHAKE_TIMEOUT, STALL_TIMEOUT};
 use blockferry::ring::Choice;
 use blockferry::state::{Side, SourceRecord};
 use blockferry::transport::tls::{self, Protocol, Raw};
@@ -30,7 +30,7 @@ const EXTENT: usize = 64 << 10;
 const EXTENTS: usize = 16;
 
 fn wire(agent: &Agent, receiver: &Receiver) -> Wire {
-    let socket = tcp::connect(&receiver.address, HANDSHAKE_TIMEOUT).unwrap();
+    let socket = tcp::connect(&receiver.address, HANDSHAKE_TIMEOUT, STALL_TIMEOUT, &Default::default()).unwrap();
     let stop = Default::default();
     let raw = Raw { socket, peer: "the receiver".into(), limit: HANDSHAKE_TIMEOUT, choice: Choice::Blocking, stop };
     let tls = tls::connect(raw, &own_key(&agent.state).unwrap(), receiver.pin, Protocol::Session).unwrap();

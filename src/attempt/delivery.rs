@@ -12,6 +12,7 @@ use crate::progress::Progress;
 use crate::ring::Choice;
 use crate::sender::{Compress, Order};
 use crate::state::{SourceRecord, StateDir};
+use crate::transport::Terms;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
@@ -22,6 +23,8 @@ pub struct Host {
     pub state: StateDir,
     /// Which engine moves the bytes.
     pub choice: Choice,
+    /// What connections to other hosts are held to.
+    pub terms: Terms,
 }
 
 /// Where a snapshot is to arrive, and how.

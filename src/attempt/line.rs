@@ -8,7 +8,7 @@
 //! | there | here | `blockferry sender --stdio` there | this thread |
 
 use super::delivery::{Delivery, Host, Pair};
-use super::link::Remote;
+use super::link::{Remote, stall_argument};
 use super::place::{Place, absolute};
 use super::reading::{Origin, Snapshots, When};
 use super::replicas::HostReplicas;
@@ -18,14 +18,15 @@ use super::way::carry;
 use crate::digest::Algorithm;
 use crate::error::{Context, Error, Kind, Result};
 use crate::format::stream::{Counts, Mode, Purpose};
+use crate::limits::GREETING_TIMEOUT;
 use crate::pin::Pin;
 use crate::progress::Progress;
 use crate::receiver;
 use crate::ring::Choice;
 use crate::sender::{self, Compress, Outcome, Pass};
 use crate::state::{HostFiles, Lock, StateDir};
-use crate::transport::Wire;
 use crate::transport::stream::Stream;
+use crate::transport::{Terms, Wire};
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -60,13 +61,15 @@ pub struct Job {
     pub snapshots: Snapshots,
     /// What we remember.
     pub state: StateDir,
+    /// What connections to other hosts are held to.
+    pub terms: Terms,
 }
 
 type OnDifference<'a> = dyn FnMut(Range<u64>) + Send + 'a;
 
 impl Job {
     fn host(&self) -> Host {
-        Host { state: self.state.clone(), choice: self.choice }
+        Host { state: self.state.clone(), choice: self.choice, terms: self.terms.clone() }
     }
 
     fn delivery<'a>(&self, here: &'a Progress, there: &'a Progress) -> Delivery<'a> {
@@ -184,10 +187,12 @@ fn pull(job: &Job, host: &str, path: &str, target: &Path, progress: &Progress) -
     let extent = job.extent_bytes.map(|bytes| format!("--extent-size={bytes}"));
     let hash = job.algorithm.map(|algorithm| format!("--hash={}", if algorithm == Algorithm::Blake3 { "blake3" } else { "xxh3" }));
     arguments.extend([&compress, &extent, &hash].into_iter().flatten().map(String::as_str));
+    let stall = stall_argument(&job.terms);
+    arguments.extend(stall.as_deref());
     arguments.extend(["--", path]);
-    let (link, stream) = job.remote.connect(host, &arguments, job.choice, &progress.stop)?;
+    let (link, wire) = job.remote.connect(host, &arguments, job.choice, &job.terms, &progress.stop)?;
     let mut replicas = HostReplicas::new(job.state.clone(), job.choice);
-    let received = Wire::new(Box::new(stream)).and_then(|mut wire| receiver::receive(&mut wire, &mut replicas, progress));
+    let received = wire.and_then(|mut wire| receiver::receive(&mut wire, &mut replicas, progress));
     let received = link.close(received)?;
     let mode = if received.ack.is_some_and(|ack| ack.generation > 1) { Mode::Journal } else { Mode::Direct };
     let counts = received.end.map_or_else(Counts::default, |end| end.counts);
@@ -199,7 +204,7 @@ pub fn serve_sender(job: &Job, target: &str, label: &str, progress: &Progress) -
     let Place::Local(path) = &job.source else {
         return Err(Error::new(Kind::Usage, "the far end of a pull sends a path of its own host"));
     };
-    let mut wire = stdio(job.choice, progress)?;
+    let mut wire = stdio(job.choice, &job.terms, progress)?;
     let mut began = false;
     let run = |pass: &mut Pass<'_>| {
         began = true;
@@ -226,11 +231,11 @@ pub fn excuse(wire: &mut Wire, error: &Error) {
 }
 
 /// A wire over standard input and output.
-pub fn stdio(choice: Choice, progress: &Progress) -> Result<Wire> {
+pub fn stdio(choice: Choice, terms: &Terms, progress: &Progress) -> Result<Wire> {
     let file = |fd: std::os::fd::BorrowedFd<'_>| {
         fd.try_clone_to_owned().map(std::fs::File::from).context(Kind::Failed, || "take over standard input and output")
     };
     let (reader, writer) = (file(std::io::stdin().as_fd())?, file(std::io::stdout().as_fd())?);
     let stream = Stream::new("the other end".to_owned(), reader, writer, choice, Arc::clone(&progress.stop))?;
-    Wire::new(Box::new(stream))
+    Wire::on_terms(Box::new(stream), terms, Some(GREETING_TIMEOUT))
 }

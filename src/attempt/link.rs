@@ -2,9 +2,10 @@
 //! standard input and output.
 
 use crate::error::{Context, Error, Kind, Result};
-use crate::limits::LINK_CLOSE_TIMEOUT;
+use crate::limits::{GREETING_TIMEOUT, LINK_CLOSE_TIMEOUT, STALL_TIMEOUT};
 use crate::ring::Choice;
 use crate::transport::stream::{Stream, interrupted};
+use crate::transport::{Terms, Wire};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -29,8 +30,15 @@ pub struct Link {
 }
 
 impl Remote {
-    /// Runs `SHELL HOST PROGRAM arguments…` and gives the stream to it.
-    pub fn connect(&self, host: &str, arguments: &[&str], choice: Choice, stop: &Arc<AtomicBool>) -> Result<(Link, Stream)> {
+    /// Runs `SHELL HOST PROGRAM arguments…` and gives the wire to it.
+    pub fn connect(
+        &self,
+        host: &str,
+        arguments: &[&str],
+        choice: Choice,
+        terms: &Terms,
+        stop: &Arc<AtomicBool>,
+    ) -> Result<(Link, Result<Wire>)> {
         let words = shell_words::split(&self.shell).context(Kind::Usage, || format!("read --rsh \"{}\"", self.shell))?;
         let (shell, options) = words.split_first().ok_or_else(|| Error::new(Kind::Usage, "--rsh is empty"))?;
         // The remote end is a shell's command line: each argument is quoted for it.
@@ -43,16 +51,23 @@ impl Remote {
         let (output, input) = pipes.ok_or_else(|| Error::new(Kind::Failed, "the remote shell has no pipes"))?;
         let link = Link { child, host: host.to_owned(), stop: Arc::clone(stop) };
         let (reader, writer) = (File::from(OwnedFd::from(output)), File::from(OwnedFd::from(input)));
-        let stream = Stream::new(host.to_owned(), reader, writer, choice, stop.clone())?;
-        Ok((link, stream))
+        let stream = Stream::new(host.to_owned(), reader, writer, choice, stop.clone());
+        // Where there is a terminal, the shell may be asking somebody for a password, and he may end it.
+        let greeting = File::open("/dev/tty").is_err().then_some(GREETING_TIMEOUT);
+        Ok((link, stream.and_then(|stream| Wire::on_terms(Box::new(stream), terms, greeting))))
     }
+}
+
+/// What the other end is told of our patience, so that it has no less; nothing where it is what everybody has.
+pub fn stall_argument(terms: &Terms) -> Option<String> {
+    (terms.stall != STALL_TIMEOUT).then(|| format!("--stall-timeout={}ms", terms.stall.as_millis()))
 }
 
 impl Link {
     /// Waits for the remote shell after the stream is closed. Its own failure explains ours better
     /// than a closed pipe does.
     pub fn close<T>(mut self, result: Result<T>) -> Result<T> {
-        let status = self.end()?;
+        let Some(status) = self.end()? else { return result };
         let stopped = self.stop.load(Ordering::Relaxed);
         match result {
             // Ctrl-C reaches the whole foreground group: the shell that it ended is no failure of the network.
@@ -67,18 +82,19 @@ impl Link {
         }
     }
 
-    /// How the shell ended. One that waits for a link that is dead is killed after a while.
-    fn end(&mut self) -> Result<ExitStatus> {
+    /// How the shell ended. One that waits for a link that is dead is killed after a while: `None`, which explains nothing.
+    fn end(&mut self) -> Result<Option<ExitStatus>> {
         let place = || "wait for the remote shell";
         let deadline = Instant::now() + LINK_CLOSE_TIMEOUT;
         while Instant::now() < deadline {
             if let Some(status) = self.child.try_wait().context(Kind::Failed, place)? {
-                return Ok(status);
+                return Ok(Some(status));
             }
             std::thread::sleep(Duration::from_millis(5));
         }
         // It may have ended just now; then there is nothing to kill.
         let _ = self.child.kill();
-        self.child.wait().context(Kind::Failed, place)
+        self.child.wait().context(Kind::Failed, place)?;
+        Ok(None)
     }
 }

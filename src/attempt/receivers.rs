@@ -1,10 +1,10 @@
 //! The way to a receiver daemon: TLS to the host whose key is pinned.
 
+use super::delivery::Host;
 use crate::error::{Error, Kind, Result};
 use crate::limits::{CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT};
 use crate::pin::Pin;
 use crate::progress::Progress;
-use crate::ring::Choice;
 use crate::state::pairing::{self, KnownReceiver};
 use crate::state::{StateDir, keys};
 use crate::transport::tls::{self, OwnKey, Protocol, Raw, Tls};
@@ -32,15 +32,17 @@ pub fn pin_of(state: &StateDir, address: &str, typed: Option<Pin>) -> Result<Pin
 }
 
 /// Connects to the holder of `pin`.
-pub fn connect(state: &StateDir, address: &str, pin: Pin, protocol: Protocol, choice: Choice, progress: &Progress) -> Result<Tls> {
-    let key = own_key(state)?;
-    let socket = tcp::connect(address, CONNECT_TIMEOUT)?;
-    let raw = Raw { socket, peer: address.to_owned(), limit: HANDSHAKE_TIMEOUT, choice, stop: Arc::clone(&progress.stop) };
+pub fn connect(host: &Host, address: &str, pin: Pin, protocol: Protocol, progress: &Progress) -> Result<Tls> {
+    let key = own_key(&host.state)?;
+    let socket = tcp::connect(address, CONNECT_TIMEOUT, host.terms.stall, &progress.stop)?;
+    let raw = Raw { socket, peer: address.to_owned(), limit: HANDSHAKE_TIMEOUT, choice: host.choice, stop: Arc::clone(&progress.stop) };
     tls::connect(raw, &key, pin, protocol)
 }
 
-/// A session's wire to the receiver at `address`.
-pub fn wire(state: &StateDir, address: &str, typed: Option<Pin>, choice: Choice, progress: &Progress) -> Result<Wire> {
-    let pin = pin_of(state, address, typed)?;
-    Wire::new(Box::new(connect(state, address, pin, Protocol::Session, choice, progress)?))
+/// A session's wire to the receiver at `address`. It has proven its key: its greeting is not waited for any longer
+/// than anything else.
+pub fn wire(host: &Host, address: &str, typed: Option<Pin>, progress: &Progress) -> Result<Wire> {
+    let pin = pin_of(&host.state, address, typed)?;
+    let tls = connect(host, address, pin, Protocol::Session, progress)?;
+    Wire::on_terms(Box::new(tls), &host.terms, Some(host.terms.stall))
 }

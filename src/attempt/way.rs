@@ -1,6 +1,7 @@
 //! The ways of a delta to its receiver: a second thread here, a remote shell, a daemon.
 
 use super::delivery::{Delivery, Host};
+use super::link::stall_argument;
 use super::place::Place;
 use super::receivers;
 use super::replicas::HostReplicas;
@@ -45,14 +46,16 @@ fn better_of(sent: Result<Outcome>, received: Result<Received>) -> Result<Outcom
 
 /// The receiver on another host.
 fn push(host: &Host, delivery: &Delivery<'_>, pass: &mut Pass<'_>, name: &str) -> Result<Outcome> {
-    let (link, stream) = delivery.remote.connect(name, &["receiver", "--stdio"], host.choice, &delivery.here.stop)?;
-    let result = Wire::new(Box::new(stream)).and_then(|mut wire| sender::send(pass, &mut wire));
+    let stall = stall_argument(&host.terms);
+    let arguments: Vec<&str> = ["receiver", "--stdio"].into_iter().chain(stall.as_deref()).collect();
+    let (link, wire) = delivery.remote.connect(name, &arguments, host.choice, &host.terms, &delivery.here.stop)?;
+    let result = wire.and_then(|mut wire| sender::send(pass, &mut wire));
     link.close(result)
 }
 
 /// A receiver daemon.
 fn deliver(host: &Host, delivery: &Delivery<'_>, pass: &mut Pass<'_>, address: &str) -> Result<Outcome> {
-    let mut wire = receivers::wire(&host.state, address, delivery.pin, host.choice, delivery.here)?;
+    let mut wire = receivers::wire(host, address, delivery.pin, delivery.here)?;
     match sender::send(pass, &mut wire) {
         // A signal that stopped the receiver is none to us: the next try may find it running again.
         Err(error) if error.is_from_peer() && error.kind() == Kind::Interrupted && !delivery.here.stopped() => {

@@ -3,7 +3,7 @@
 
 use crate::attempt::{Place, Snapshots, When};
 use crate::digest::Algorithm;
-use crate::limits::EXTENT_BYTES_DEFAULT;
+use crate::limits::{EXTENT_BYTES_DEFAULT, STALL_TIMEOUT_MIN};
 use crate::lvm::{CowSize, Policy, Room};
 use crate::pin::Pin;
 use crate::ring::Choice;
@@ -119,6 +119,9 @@ pub struct RemoteOptions {
     /// How blockferry is called on the other host, options included
     #[arg(long, value_name = "COMMAND", default_value = "blockferry")]
     pub remote_program: String,
+    /// Give the other host up after this long without progress, 5s at least; a long run has no limit
+    #[arg(long, value_name = "TIME", default_value = "2min", value_parser = stall)]
+    pub stall_timeout: Duration,
     /// The key of the receiver of blockferry://…; without it the one that pairing wrote down
     #[arg(long, value_name = "sha256:…")]
     pub pin: Option<Pin>,
@@ -286,6 +289,9 @@ pub struct ReceiverOptions {
     /// What is served, and to whom
     #[arg(long, value_name = "FILE", default_value = crate::serve::config::RECEIVER_TOML)]
     pub config: PathBuf,
+    /// Give the sender up after this long without progress; without --stdio receiver.toml says it
+    #[arg(long, value_name = "TIME", requires = "stdio", value_parser = stall)]
+    pub stall_timeout: Option<Duration>,
 }
 
 /// Options of `pair`.
@@ -393,6 +399,9 @@ pub struct SenderOptions {
     pub label: String,
     /// The volume
     pub source: PathBuf,
+    /// Give the receiver up after this long without progress
+    #[arg(long, value_name = "TIME", default_value = "2min", value_parser = stall)]
+    pub stall_timeout: Duration,
     /// How the pass is run.
     #[command(flatten)]
     pub pass: PassOptions,
@@ -417,6 +426,12 @@ impl From<Hash> for Algorithm {
             Hash::Blake3 => Algorithm::Blake3,
         }
     }
+}
+
+/// A stall limit that a busy peer can keep.
+fn stall(text: &str) -> Result<Duration, String> {
+    let limit = crate::settings::parse_duration(text)?;
+    if limit >= STALL_TIMEOUT_MIN { Ok(limit) } else { Err(format!("less than {} s", STALL_TIMEOUT_MIN.as_secs())) }
 }
 
 /// A size with K or M behind it.

@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::format::stream::Purpose;
 use crate::progress::Progress;
 use crate::state::StateDir;
+use crate::transport::Terms;
 use std::time::Instant;
 
 /// Runs one clone, or says what it would do.
@@ -50,6 +51,7 @@ pub fn job(
         choice: common.io.into(),
         snapshots: snapshot.policy(),
         state: state_dir(common)?,
+        terms: Terms { stall: remote.stall_timeout },
     })
 }
 

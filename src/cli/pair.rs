@@ -4,14 +4,14 @@ use super::arguments::{AcceptOptions, Common, InviteOptions, PairAction, PairOpt
 use super::clone::state_dir;
 use super::output::Output;
 use super::signals;
-use crate::attempt::own_key;
+use crate::attempt::{Host, own_key};
 use crate::error::{Error, Kind, Result};
 use crate::progress::Progress;
 use crate::serve::config::ReceiverConfig;
 use crate::serve::pairing;
 use crate::state::StateDir;
 use crate::state::pairing::{self as lists, Enrolled, Invite, KnownReceiver};
-use crate::transport::tcp;
+use crate::transport::{Terms, tcp};
 use serde_json::json;
 
 /// Makes two hosts known to each other.
@@ -64,7 +64,8 @@ fn accept_one(state: &StateDir, options: &AcceptOptions, common: &Common, output
     let token = pairing::Token::read(&options.token)?;
     let name = options.name.clone().unwrap_or_else(|| hostname().split('.').next().unwrap_or_default().to_owned());
     let progress = Progress::new(signals::stop_flag()?);
-    let name = pairing::accept(state, &token, &name, common.io.into(), &progress)?;
+    let host = Host { state: state.clone(), choice: common.io.into(), terms: Terms::default() };
+    let name = pairing::accept(&host, &token, &name, &progress)?;
     output.line(|| json!({"type": "summary", "command": "pair", "receiver": token.address, "pin": token.pin, "name": name, "replica": token.replica}));
     output.text(format!("paired with {} as {name}: blockferry clone SRC blockferry://{}/{}", token.address, token.address, token.replica));
     Ok(())

@@ -7,10 +7,12 @@ use super::pair::state_of;
 use super::signals;
 use crate::attempt::{self, HostReplicas};
 use crate::error::{Context, Kind, Result};
+use crate::limits::STALL_TIMEOUT;
 use crate::progress::Progress;
 use crate::receiver;
 use crate::serve::config::ReceiverConfig;
 use crate::serve::{self, Daemon};
+use crate::transport::Terms;
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
 
@@ -41,9 +43,10 @@ fn one_session(common: &Common, options: &ReceiverOptions) -> Result<()> {
     if let Some(client) = &options.client {
         let config = ReceiverConfig::load(&options.config)?;
         let state = state_of(common, Some(&config))?;
-        return serve::serve_one(config, &state, client, choice, &progress);
+        return serve::serve_one(config, &state, client, choice, options.stall_timeout, &progress);
     }
-    let mut wire = attempt::stdio(choice, &progress)?;
+    let terms = Terms { stall: options.stall_timeout.unwrap_or(STALL_TIMEOUT) };
+    let mut wire = attempt::stdio(choice, &terms, &progress)?;
     let state = state_dir(common).inspect_err(|error| attempt::excuse(&mut wire, error))?;
     let mut replicas = HostReplicas::new(state, choice);
     receiver::receive(&mut wire, &mut replicas, &progress)?;

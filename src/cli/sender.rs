@@ -11,7 +11,7 @@ use crate::progress::Progress;
 pub fn run(common: &Common, options: &SenderOptions) -> Result<()> {
     let progress = Progress::new(signals::stop_flag()?);
     // Neither end is reached through a shell from here.
-    let remote = RemoteOptions { rsh: String::new(), remote_program: String::new(), pin: None };
+    let remote = RemoteOptions { rsh: String::new(), remote_program: String::new(), stall_timeout: options.stall_timeout, pin: None };
     let target = Place::Remote { host: String::new(), path: options.target.clone() };
     let job = job(common, &Place::Local(options.source.clone()), &target, Some(&options.pass), &options.snapshot, &remote)?;
     attempt::serve_sender(&job, &options.target, &options.label, &progress)?;

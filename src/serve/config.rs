@@ -2,7 +2,7 @@
 //! names file and line.
 
 use crate::error::{Context, Error, Kind, Result};
-use crate::limits::{HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, SESSIONS_MAX};
+use crate::limits::{HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, SESSIONS_MAX, STALL_TIMEOUT, STALL_TIMEOUT_MIN};
 use crate::pin::Pin;
 use crate::settings::{check_name, duration, matches, parse};
 use serde::{Deserialize, Serialize};
@@ -29,6 +29,9 @@ pub struct ReceiverConfig {
     /// Time for a TLS handshake, and again until the first frame.
     #[serde(default = "default_handshake", with = "duration")]
     pub handshake_timeout: Duration,
+    /// Time without progress after which a session is given up.
+    #[serde(default = "default_stall", with = "duration")]
+    pub stall_timeout: Duration,
     /// Connections without a proven key at once.
     #[serde(default = "default_handshakes_max")]
     pub handshakes_max: usize,
@@ -137,6 +140,10 @@ fn default_handshake() -> Duration {
     HANDSHAKE_TIMEOUT
 }
 
+fn default_stall() -> Duration {
+    STALL_TIMEOUT
+}
+
 fn default_handshakes_max() -> usize {
     HANDSHAKES_MAX
 }
@@ -204,6 +211,9 @@ impl ReceiverConfig {
         if self.sessions_max == 0 || self.handshakes_max == 0 || self.handshake_timeout.is_zero() {
             return Err("sessions_max, handshakes_max and handshake_timeout must not be zero".to_owned());
         }
+        if self.stall_timeout < STALL_TIMEOUT_MIN {
+            return Err(format!("stall_timeout must be {} s at least: a busy peer says so every two", STALL_TIMEOUT_MIN.as_secs()));
+        }
         Ok(())
     }
 
@@ -256,7 +266,7 @@ mod tests {
             ReceiverConfig::parse(&EXAMPLE.replacen(from, to, 1), "r.toml").unwrap_err().chain()
         };
         let said = example("sessions_max", "session_max");
-        assert!(said.starts_with("r.toml:17: unknown field `session_max`"), "{said}");
+        assert!(said.starts_with("r.toml:21: unknown field `session_max`"), "{said}");
         assert!(said.ends_with("did you mean `sessions_max`?"), "{said}");
         assert!(example("{ lv =", "{ lw =").contains("did you mean `lv`?"));
         assert!(example("\"push\"", "\"psh\"").contains("did you mean `push`?"));

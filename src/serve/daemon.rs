@@ -18,7 +18,7 @@ use crate::state::pairing::{self as lists, Enrolled};
 use crate::state::{StateDir, keys};
 use crate::transport::stream::Deadline;
 use crate::transport::tls::{self, OwnKey, Protocol, Raw, Tls};
-use crate::transport::{Wire, tcp};
+use crate::transport::{Terms, Wire, tcp};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::VecDeque;
 use std::io::Write;
@@ -28,7 +28,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What the daemon is started with.
 pub struct Daemon {
@@ -83,9 +83,17 @@ fn line(client: &str, from: &str, served: &Served, progress: &Progress, began: I
 
 /// One session on standard input and output for a client of the configuration: what a forced command of ssh
 /// runs. The peer reads our standard error, so the log line goes to syslog.
-pub fn serve_one(config: ReceiverConfig, state: &StateDir, client: &str, choice: Choice, progress: &Progress) -> Result<()> {
+pub fn serve_one(
+    config: ReceiverConfig,
+    state: &StateDir,
+    client: &str,
+    choice: Choice,
+    stall: Option<Duration>,
+    progress: &Progress,
+) -> Result<()> {
     let began = Instant::now();
-    let mut wire = attempt::stdio(choice, progress)?;
+    let terms = Terms { stall: stall.unwrap_or(config.stall_timeout) };
+    let mut wire = attempt::stdio(choice, &terms, progress)?;
     let Some(entry) = config.clients.iter().find(|entry| entry.name == client) else {
         let error = Error::new(Kind::Refused, format!("there is no client {client:?} in the receiver's configuration"));
         attempt::excuse(&mut wire, &error);
@@ -263,7 +271,7 @@ impl Shared {
     }
 
     fn handshake(self: &Arc<Shared>, config: &ReceiverConfig, socket: TcpStream, from: SocketAddr) -> Result<Tls> {
-        tcp::tune(&socket)?;
+        tcp::tune(&socket, config.stall_timeout)?;
         let shared = Arc::clone(self);
         let admit = move |protocol, pin: &Pin| shared.admits(protocol, pin);
         let raw = Raw { socket, peer: from.to_string(), limit: config.handshake_timeout, choice: self.choice, stop: self.stop.clone() };
@@ -321,7 +329,9 @@ impl Shared {
         let client = Client { name: name.clone(), from: from.to_string(), grants };
         let mut served = Served::new(Arc::clone(config), client, Arc::clone(&self.busy), host, deadline);
         let (_counted, count) = Counted::one(&self.sessions);
-        let result = Wire::new(Box::new(tls)).and_then(|mut wire| {
+        let terms = Terms { stall: config.stall_timeout };
+        // Until its first frame the deadline above holds.
+        let result = Wire::on_terms(Box::new(tls), &terms, None).and_then(|mut wire| {
             if count > config.sessions_max {
                 return self.turn_away(&mut wire, config.sessions_max);
             }

@@ -6,13 +6,12 @@
 
 use super::config::Grant;
 use crate::attempt::now_ms;
-use crate::attempt::{connect, own_key};
+use crate::attempt::{Host, connect, own_key};
 use crate::error::{Context, Error, Kind, Result};
 use crate::format::codec::{Reader, Writer, crc};
 use crate::limits::{INVITES_MAX, PAIRING_MESSAGE_BYTES_MAX};
 use crate::pin::Pin;
 use crate::progress::Progress;
-use crate::ring::Choice;
 use crate::settings::check_name;
 use crate::state::StateDir;
 use crate::state::pairing::{self, Enrolled, Invite, KnownReceiver};
@@ -125,11 +124,11 @@ pub fn is_anybody_invited(state: &StateDir) -> bool {
 }
 
 /// At the agent: hands the token in under `name` and remembers the receiver. Returns the name enrolled.
-pub fn accept(state: &StateDir, token: &Token, name: &str, choice: Choice, progress: &Progress) -> Result<String> {
+pub fn accept(host: &Host, token: &Token, name: &str, progress: &Progress) -> Result<String> {
     if token.expires_ms <= now_ms() {
         return Err(Error::new(Kind::Refused, "this token is expired: `blockferry pair invite` at the receiver prints a new one"));
     }
-    let mut tls = connect(state, &token.address, token.pin, Protocol::Pairing, choice, progress)?;
+    let mut tls = connect(host, &token.address, token.pin, Protocol::Pairing, progress)?;
     tls.deadline().set(crate::limits::HANDSHAKE_TIMEOUT, "its answer");
     say(&mut tls, &Request { secret: hex(&token.secret), name: name.to_owned() })?;
     let name = match hear(&mut tls)? {
@@ -137,7 +136,7 @@ pub fn accept(state: &StateDir, token: &Token, name: &str, choice: Choice, progr
         Answer::Refused { reason } => return Err(Error::by_peer(&token.address, Kind::Refused, reason)),
     };
     let known = KnownReceiver { address: token.address.clone(), pin: token.pin };
-    pairing::change(state.path(), |all: &mut Vec<KnownReceiver>| {
+    pairing::change(host.state.path(), |all: &mut Vec<KnownReceiver>| {
         all.retain(|one| one.address != known.address);
         all.push(known);
         Ok(())

@@ -16,7 +16,22 @@ pub use inbox::Inbox;
 pub use wire::Wire;
 
 use crate::error::Result;
+use crate::limits::STALL_TIMEOUT;
 use crate::ring::AlignedBuf;
+use std::time::Duration;
+
+/// What a connection to another host is held to.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// How long the peer may go without progress.
+    pub stall: Duration,
+}
+
+impl Default for Terms {
+    fn default() -> Terms {
+        Terms { stall: STALL_TIMEOUT }
+    }
+}
 
 /// What one turn of waiting came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

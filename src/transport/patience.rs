@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 pub struct Patience {
     limit: Option<Duration>,
     since: Instant,
-    /// Bytes that came since: less than a block is a trickle and no progress.
+    /// Bytes that came since, the last of them when: less than a block is a trickle and no progress.
     trickle: usize,
+    heard: Instant,
     /// The most work that a pulse told of.
     work: u64,
 }
@@ -23,7 +24,7 @@ pub struct Patience {
 impl Patience {
     /// Endless until a limit is set.
     pub fn endless(now: Instant) -> Patience {
-        Patience { limit: None, since: now, trickle: 0, work: 0 }
+        Patience { limit: None, since: now, trickle: 0, heard: now, work: 0 }
     }
 
     /// From now on the peer is given up after this long without progress.
@@ -42,9 +43,7 @@ impl Patience {
             Turn::Sent => self.begin(now),
             Turn::Received(bytes) => {
                 self.trickle += bytes;
-                if self.trickle >= BLOCK_BYTES {
-                    self.begin(now);
-                }
+                self.heard = now;
             }
             Turn::Closed | Turn::Nothing => {}
         }
@@ -59,8 +58,11 @@ impl Patience {
         }
     }
 
-    /// The limit, where it is over.
-    pub fn lost(&self, now: Instant) -> Option<Duration> {
+    /// The limit, where it is over. Asked when the pulses among what came are taken out.
+    pub fn lost(&mut self, now: Instant) -> Option<Duration> {
+        if self.trickle >= BLOCK_BYTES {
+            self.begin(self.heard);
+        }
         self.limit.filter(|limit| now.saturating_duration_since(self.since) >= *limit)
     }
 }

@@ -1,23 +1,42 @@
 //! TCP connections: made and taken with time limits, and set so that a peer that vanished is noticed.
 
+use super::stream::interrupted;
 use crate::error::{Context, Error, Kind, Result};
-use crate::limits::{KEEPALIVE_IDLE, KEEPALIVE_PROBES, STALL_TIMEOUT};
+use crate::limits::{KEEPALIVE_IDLE, KEEPALIVE_PROBES, STOP_POLL};
 use nix::sys::socket::{setsockopt, sockopt};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 /// The port where none is named.
 pub const PORT: u16 = 7420;
 
-/// Connects to `HOST` or `HOST:PORT`, trying every address of that name for up to `limit` each.
-pub fn connect(address: &str, limit: Duration) -> Result<TcpStream> {
+/// Connects to `HOST` or `HOST:PORT`, trying every address of that name for up to `limit` each. The stop flag
+/// ends the wait: neither a name server nor a dead host can be asked to hurry, so both are waited for in a thread
+/// that nobody has to outlive.
+pub fn connect(address: &str, limit: Duration, stall: Duration, stop: &AtomicBool) -> Result<TcpStream> {
+    let (told, result) = channel();
     let address = with_port(address);
+    let thread = std::thread::Builder::new().name("connect".to_owned());
+    thread.spawn(move || told.send(try_each(&address, limit, stall))).context(Kind::Failed, || "start a thread to connect in")?;
+    loop {
+        match result.recv_timeout(STOP_POLL) {
+            Ok(connected) => return connected,
+            Err(RecvTimeoutError::Timeout) if !stop.load(Ordering::Relaxed) => {}
+            Err(RecvTimeoutError::Timeout) => return Err(interrupted()),
+            Err(RecvTimeoutError::Disconnected) => return Err(Error::new(Kind::Failed, "the connecting thread is gone")),
+        }
+    }
+}
+
+fn try_each(address: &str, limit: Duration, stall: Duration) -> Result<TcpStream> {
     let found = address.to_socket_addrs().context(Kind::Transient, || format!("find the address of {address}"))?;
     let mut last = Error::new(Kind::Transient, format!("{address} has no address"));
     for one in found {
         match TcpStream::connect_timeout(&one, limit) {
             Ok(socket) => {
-                tune(&socket)?;
+                tune(&socket, stall)?;
                 return Ok(socket);
             }
             Err(cause) => last = Error::because(Kind::Transient, format!("connect to {address} ({one})"), cause),
@@ -32,8 +51,8 @@ pub fn listen(address: &str) -> Result<TcpListener> {
     TcpListener::bind(&address).context(Kind::Failed, || format!("listen on {address}"))
 }
 
-/// Sets a connection up: small frames go at once, and a peer without a sign of life is noticed.
-pub fn tune(socket: &TcpStream) -> Result<()> {
+/// Sets a connection up: small frames go at once, and a peer whose kernel is gone for as long as `stall` is noticed.
+pub fn tune(socket: &TcpStream, stall: Duration) -> Result<()> {
     let place = || "set up a connection";
     // An accepted socket may have it from its listener.
     socket.set_nonblocking(false).context(Kind::Failed, place)?;
@@ -44,7 +63,7 @@ pub fn tune(socket: &TcpStream) -> Result<()> {
     setsockopt(socket, sockopt::TcpKeepInterval, &(idle / 3)).context(Kind::Failed, place)?;
     setsockopt(socket, sockopt::TcpKeepCount, &KEEPALIVE_PROBES).context(Kind::Failed, place)?;
     // What was sent and is not acknowledged for this long ends the connection.
-    setsockopt(socket, sockopt::TcpUserTimeout, &(STALL_TIMEOUT.as_millis() as u32)).context(Kind::Failed, place)
+    setsockopt(socket, sockopt::TcpUserTimeout, &u32::try_from(stall.as_millis()).unwrap_or(u32::MAX)).context(Kind::Failed, place)
 }
 
 /// `[::1]`, `::1`, `host` and `host:7420` all name a host and a port.
@@ -65,6 +84,7 @@ pub fn with_port(address: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::STALL_TIMEOUT;
 
     #[test]
     fn an_address_without_a_port_gets_ours() {
@@ -79,10 +99,10 @@ mod tests {
     fn a_connection_is_made_and_a_closed_port_is_transient() {
         let listener = listen("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let socket = connect(&address, Duration::from_secs(5)).unwrap();
+        let socket = connect(&address, Duration::from_secs(5), STALL_TIMEOUT, &AtomicBool::new(false)).unwrap();
         assert!(socket.nodelay().unwrap());
         drop(listener);
-        let refused = connect(&address, Duration::from_secs(5)).unwrap_err();
+        let refused = connect(&address, Duration::from_secs(5), STALL_TIMEOUT, &AtomicBool::new(false)).unwrap_err();
         assert_eq!(refused.kind(), Kind::Transient);
         assert!(refused.chain().contains(&address), "{}", refused.chain());
     }

@@ -627,7 +627,7 @@ impl Drop for Tls {
 mod tests {
     use super::super::tcp;
     use super::*;
-    use crate::limits::HANDSHAKE_TIMEOUT;
+    use crate::limits::{HANDSHAKE_TIMEOUT, STALL_TIMEOUT};
     use std::thread;
 
     fn key() -> OwnKey {
@@ -645,9 +645,10 @@ mod tests {
 
     fn sockets() -> (TcpStream, TcpStream) {
         let listener = tcp::listen("127.0.0.1:0").unwrap();
-        let near = tcp::connect(&listener.local_addr().unwrap().to_string(), HANDSHAKE_TIMEOUT).unwrap();
+        let near =
+            tcp::connect(&listener.local_addr().unwrap().to_string(), HANDSHAKE_TIMEOUT, STALL_TIMEOUT, &AtomicBool::new(false)).unwrap();
         let (far, _) = listener.accept().unwrap();
-        tcp::tune(&far).unwrap();
+        tcp::tune(&far, STALL_TIMEOUT).unwrap();
         (near, far)
     }
 

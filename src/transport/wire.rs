@@ -1,7 +1,7 @@
 //! A transport that speaks frames: greeting, whole frames in, frames packed into buffers out.
 
 use super::patience::Patience;
-use super::{Inbox, Transport, Turn};
+use super::{Inbox, Terms, Transport, Turn};
 use crate::error::{Error, Kind, Result};
 use crate::format::stream::{self, Frame, FrameKind, HEADER_BYTES, Header, Message, Refusal};
 use crate::limits::*;
@@ -35,7 +35,7 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// Frames over this transport.
+    /// Frames over this transport, with endless patience: for two ends in one process.
     pub fn new(transport: Box<dyn Transport>) -> Result<Wire> {
         let inbox = Inbox::new(TRANSPORT_BUFFER_BYTES)?;
         let now = Instant::now();
@@ -56,10 +56,9 @@ impl Wire {
         })
     }
 
-    /// Gives the peer up after this long without progress, and after `greeting` without a greeting.
-    pub fn limit(mut self, stall: Duration, greeting: Option<Duration>) -> Wire {
-        (self.limit, self.greeting_limit) = (Some(stall), greeting);
-        self
+    /// The same to another host: gives the peer up that does not get on, or says nothing for as long as `greeting`.
+    pub fn on_terms(transport: Box<dyn Transport>, terms: &Terms, greeting: Option<Duration>) -> Result<Wire> {
+        Ok(Wire { limit: Some(terms.stall), greeting_limit: greeting, ..Wire::new(transport)? })
     }
 
     /// How messages call the other end.
@@ -88,24 +87,24 @@ impl Wire {
 
     /// One turn of waiting; ends the wait where the peer does not get on.
     fn turn(&mut self, receive: bool) -> Result<Turn> {
-        let turn = self.transport.turn(receive.then_some(&mut self.inbox))?;
-        let now = Instant::now();
-        self.patience.turned(turn, now);
-        match self.patience.lost(now) {
-            None => Ok(turn),
-            Some(limit) => {
-                self.gave_up = true;
-                let message = match self.version {
-                    0 => format!("{} said nothing for {} seconds: is blockferry installed there?", self.peer(), limit.as_secs()),
-                    _ => format!(
-                        "{} moved no byte and got no work done for {} seconds: connection given up; what came is kept and the next run goes on from there",
-                        self.peer(),
-                        limit.as_secs()
-                    ),
-                };
-                Err(Error::new(Kind::Transient, message))
-            }
+        if let Some(limit) = self.patience.lost(Instant::now()) {
+            return Err(self.give_up(limit));
         }
+        let turn = self.transport.turn(receive.then_some(&mut self.inbox))?;
+        self.patience.turned(turn, Instant::now());
+        Ok(turn)
+    }
+
+    fn give_up(&mut self, limit: Duration) -> Error {
+        self.gave_up = true;
+        let (peer, seconds) = (self.peer(), limit.as_secs());
+        let message = match self.version {
+            0 => format!("{peer} said nothing for {seconds} seconds: is blockferry installed there?"),
+            _ => format!(
+                "{peer} moved no byte and got no work done for {seconds} seconds: connection given up; what came is kept and the next run goes on from there"
+            ),
+        };
+        Error::new(Kind::Transient, message)
     }
 
     /// Takes pulses from the front of what came. The header behind them, where there is one.
@@ -355,7 +354,128 @@ pub fn unexpected(kind: FrameKind) -> Error {
 #[cfg(test)]
 mod tests {
     use super::super::memory;
+    use super::super::stream::Stream;
     use super::*;
+    use crate::ring::Choice;
+    use std::fs::File;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
+    fn wire(socket: UnixStream, limit: Duration) -> Wire {
+        let other = socket.try_clone().unwrap();
+        let file = |socket: UnixStream| File::from(OwnedFd::from(socket));
+        let stream = Stream::new("peer".into(), file(socket), file(other), Choice::Auto, Default::default()).unwrap();
+        Wire::on_terms(Box::new(stream), &Terms { stall: limit }, Some(limit)).unwrap()
+    }
+
+    /// Two ends that greeted each other.
+    fn pair(limit: Duration) -> (Wire, Wire) {
+        let (a, b) = UnixStream::pair().unwrap();
+        let (mut a, mut b) = (wire(a, limit), wire(b, limit));
+        thread::scope(|scope| {
+            scope.spawn(|| b.greet().unwrap());
+            a.greet().unwrap();
+        });
+        (a, b)
+    }
+
+    const SOON: Duration = Duration::from_millis(500);
+    /// Pulses of a busy peer come faster than this, also on a machine that has other things to do.
+    const LATER: Duration = Duration::from_secs(3);
+
+    fn is_given_up(near: &mut Wire) {
+        let lost = near.next_frame().unwrap_err();
+        assert_eq!(lost.kind(), Kind::Transient, "{}", lost.chain());
+        assert!(lost.chain().contains("got no work done"), "{}", lost.chain());
+        // Neither the reason is waited for nor is ours told: each would take as long again.
+        let begun = Instant::now();
+        near.abort(&lost);
+        let told = near.explain(lost);
+        assert!(begun.elapsed() < SOON && told.chain().contains("got no work done"));
+    }
+
+    #[test]
+    fn a_silent_peer_and_one_that_pulses_without_work_are_given_up() {
+        let (mut near, _far) = pair(SOON);
+        is_given_up(&mut near);
+        let (mut near, mut far) = pair(SOON);
+        far.say(&Message::Pulse(9)).unwrap();
+        let pulsing = thread::spawn(move || while far.say(&Message::Pulse(9)).is_ok() {});
+        is_given_up(&mut near);
+        drop(near);
+        pulsing.join().unwrap();
+    }
+
+    #[test]
+    fn a_peer_at_work_is_waited_for_and_so_is_one_that_cannot_pulse() {
+        let (mut near, mut far) = pair(LATER);
+        let begun = Instant::now();
+        let working = thread::spawn(move || {
+            let mut work = 0;
+            while begun.elapsed() < LATER + SOON {
+                work += 1;
+                far.say(&Message::Pulse(work)).unwrap();
+                thread::sleep(SOON / 10);
+            }
+            far.say(&Message::HaveEnd).unwrap();
+        });
+        assert_eq!(near.hear().unwrap(), Message::HaveEnd);
+        working.join().unwrap();
+
+        let (near, mut old) = UnixStream::pair().unwrap();
+        let mut near = wire(near, SOON);
+        std::io::Write::write_all(&mut old, b"blockferry 0.1.0 stream 1-1\n").unwrap();
+        assert_eq!(near.greet().unwrap(), 1);
+        let late = thread::spawn(move || {
+            thread::sleep(2 * SOON);
+            std::io::Write::write_all(&mut old, &stream::encode(&Message::HaveEnd)).unwrap();
+            old
+        });
+        assert_eq!(near.hear().unwrap(), Message::HaveEnd);
+        // Nor is it told what it does not understand, or may it say so.
+        std::io::Write::write_all(&mut late.join().unwrap(), &stream::encode(&Message::Pulse(1))).unwrap();
+        near.told -= 2 * PULSE_INTERVAL;
+        let before = near.sent_bytes();
+        near.worked(1).unwrap();
+        assert_eq!(near.sent_bytes(), before);
+        assert!(near.hear().unwrap_err().chain().contains("Pulse"));
+    }
+
+    #[test]
+    fn a_peer_that_takes_no_byte_is_given_up_unless_it_works() {
+        let fill = |near: &mut Wire| loop {
+            if let Err(error) = near.put_bytes(&[0; TRANSPORT_BUFFER_BYTES]) {
+                return error;
+            }
+        };
+        let (mut near, _far) = pair(SOON);
+        assert!(fill(&mut near).chain().contains("got no work done"));
+
+        let (mut near, mut far) = pair(LATER);
+        let begun = Instant::now();
+        let working = thread::spawn(move || {
+            let mut work = 0;
+            while begun.elapsed() < LATER + SOON {
+                work += 1;
+                far.say(&Message::Pulse(work)).unwrap();
+                thread::sleep(SOON / 10);
+            }
+            // And what it says at last is heard though nothing was taken.
+            far.abort(&Error::new(Kind::Storage, "the disk is full"));
+            far
+        });
+        let said = fill(&mut near);
+        assert!(said.is_from_peer() && said.chain().contains("disk is full"), "{}", said.chain());
+        drop(working.join().unwrap());
+    }
+
+    #[test]
+    fn one_that_does_not_greet_is_asked_after() {
+        let (near, _far) = UnixStream::pair().unwrap();
+        let silent = wire(near, SOON).greet().unwrap_err();
+        assert!(silent.kind() == Kind::Transient && silent.chain().contains("said nothing for"), "{}", silent.chain());
+    }
 
     #[test]
     fn what_a_peer_says_commands_no_terminal() {
