@@ -59,9 +59,14 @@ pub const TRANSPORT_BUFFER_BYTES: usize = 1 << 20;
 /// Outgoing buffers on their way before the sender has to wait.
 pub const TRANSPORT_BUFFERS: usize = 3;
 
-/// Bytes of one write onto a stream: a link that takes less than this within the stall limit counts as dead
-/// (by default 1.1 KB/s), and a turn costs little beside it.
-pub const TRANSMIT_BYTES: usize = 128 << 10;
+/// Bytes of one write onto a stream: a whole buffer, which the kernel sends while we work. A link that takes less
+/// within the stall limit counts as dead (by default 9.3 KB/s).
+pub const TRANSMIT_BYTES: usize = TRANSPORT_BUFFER_BYTES + TLS_EXTRA_BYTES;
+/// What an idle connection may send at once under a limit of bandwidth, as time: enough to use all of the limit
+/// although turns are late.
+pub const PACE_BURST: Duration = Duration::from_millis(100);
+/// How often the clock is asked which limit of bandwidth holds.
+pub const PACE_RECHECK: Duration = Duration::from_secs(1);
 /// What TLS adds to a full transport buffer at most: 22 bytes for each record of 16 KiB, and its own answers.
 pub const TLS_EXTRA_BYTES: usize = 64 << 10;
 
@@ -129,6 +134,12 @@ pub const SESSIONS_MAX: usize = 64;
 pub const INVITES_MAX: usize = 64;
 /// Connections that hand in a token at once: their keys are nobody's yet.
 pub const PAIRINGS_MAX: usize = 8;
+/// Refused connections of a minute that get a line of the log each; the others are counted.
+pub const REFUSALS_LOGGED: u32 = 5;
+/// The minute.
+pub const REFUSALS_WINDOW: Duration = Duration::from_secs(60);
+/// How often the rights of open sessions are looked at: a revoked client is gone within seconds.
+pub const REVOKE_CHECK: Duration = Duration::from_secs(1);
 /// Longest message of pairing, and longest token.
 pub const PAIRING_MESSAGE_BYTES_MAX: usize = 4096;
 /// Time to wait for another process that changes the list of paired hosts, or a job's book.

@@ -4,9 +4,11 @@
 #[path = "rig/receiver.rs"]
 mod receiver;
 
+use nix::sys::signal::Signal;
 use receiver::{Agent, Receiver, end};
 use std::fs;
 use std::net::TcpStream;
+use std::time::{Duration, Instant};
 
 const BOTH: &str = "\"push\", \"verify\"";
 
@@ -218,4 +220,62 @@ fn a_forced_command_serves_names_and_not_paths() {
     assert!(!elsewhere.exists() && !receiver.image("web").exists());
     let (code, said) = clone("prod2", "db");
     assert!(code == Some(8) && said.contains("there is no client"), "{said}");
+}
+
+/// Stopped in the middle, as a host that hangs: its kernel still answers, and nothing else does.
+#[test]
+fn a_receiver_that_hangs_is_given_up_and_the_next_run_goes_on() {
+    let agent = Agent::new();
+    let receiver = Receiver::start(&["db"], &agent.entry("prod1", "*", BOTH));
+    let image = agent.image("volume", 32 << 20, 1);
+    std::thread::scope(|scope| {
+        let limits = ["--bandwidth", "4MiB/s", "--compress", "none", "--stall-timeout", "5s"];
+        let (agent, image, receiver) = (&agent, &image, &receiver);
+        let clone = scope.spawn(move || end(&agent.pass("clone", image, receiver, "db", &limits)));
+        let until = Instant::now() + Duration::from_secs(30);
+        while !fs::read(receiver.image("db")).is_ok_and(|content| content.iter().any(|byte| *byte != 0)) {
+            assert!(Instant::now() < until && !clone.is_finished(), "{}", receiver.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        receiver.signal(Signal::SIGSTOP);
+        let (code, said) = clone.join().unwrap();
+        receiver.signal(Signal::SIGCONT);
+        assert_eq!(code, Some(4), "{said}");
+        assert!(said.contains("got no work done for 5 seconds"), "{said}");
+    });
+    receiver.wait_for("result=failed exit=4");
+    let (code, said) = end(&agent.pass("clone", &image, &receiver, "db", &[]));
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(fs::read(&image).unwrap(), fs::read(receiver.image("db")).unwrap());
+}
+
+#[test]
+fn no_more_moves_than_a_limit_lets_through() {
+    let agent = Agent::new();
+    let entry = agent.entry("prod1", "*", BOTH);
+    let narrow = entry.clone() + "bandwidth = \"4MiB/s\"\n";
+    let receiver = Receiver::start(&["wide", "typed"], &entry);
+    let bytes = 8 << 20;
+    let image = agent.image("volume", bytes, 1);
+    let content: Vec<u8> = (0..bytes / 32).flat_map(|at: usize| *blake3::hash(&at.to_le_bytes()).as_bytes()).collect();
+    fs::write(&image, content).unwrap();
+    let time = |replica: &str, more: &[&str]| {
+        let began = Instant::now();
+        let (code, said) = end(&agent.pass("clone", &image, &receiver, replica, more));
+        assert_eq!(code, Some(0), "{said}");
+        began.elapsed()
+    };
+    // Two seconds, less what may go at once at first.
+    let least = Duration::from_millis(1700);
+    assert!(time("typed", &["--bandwidth", "4MiB/s"]) > least);
+    receiver.reconfigure(&["wide", "typed", "client", "process"], &narrow);
+    receiver.wait_for("configuration reloaded");
+    assert!(time("client", &[]) > least);
+    receiver.reconfigure(&["wide", "typed", "client", "process"], &format!("bandwidth = [{{ limit = \"4MiB/s\" }}]\n{entry}"));
+    let until = Instant::now() + Duration::from_secs(20);
+    while receiver.log().matches("configuration reloaded").count() < 2 {
+        assert!(Instant::now() < until, "{}", receiver.log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(time("process", &[]) > least);
 }

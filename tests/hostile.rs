@@ -13,7 +13,7 @@ use blockferry::extent::{ExtentIndex, Geometry};
 use blockferry::format::stream::{
     self, Begin, Counts, DataTable, Encoding, End, FrameKind, HEADER_BYTES, Hello, Message, Purpose, Welcome,
 };
-use blockferry::limits::{FRAME_BODY_BYTES_MAX, FRAME_PLAIN_BYTES_MAX, HANDSHAKE_TIMEOUT, STALL_TIMEOUT};
+use blockferry::limits::{FRAME_BODY_BYTES_MAX, FRAME_PLAIN_BYTES_MAX, HANDSHAKE_TIMEOUT};
 use blockferry::ring::Choice;
 use blockferry::state::{Side, SourceRecord};
 use blockferry::transport::tls::{self, Protocol, Raw};
@@ -30,7 +30,7 @@ const EXTENT: usize = 64 << 10;
 const EXTENTS: usize = 16;
 
 fn wire(agent: &Agent, receiver: &Receiver) -> Wire {
-    let socket = tcp::connect(&receiver.address, HANDSHAKE_TIMEOUT, STALL_TIMEOUT, &Default::default()).unwrap();
+    let socket = tcp::connect(&receiver.address, HANDSHAKE_TIMEOUT, &Default::default()).unwrap();
     let stop = Default::default();
     let raw = Raw { socket, peer: "the receiver".into(), limit: HANDSHAKE_TIMEOUT, choice: Choice::Blocking, stop };
     let tls = tls::connect(raw, &own_key(&agent.state).unwrap(), receiver.pin, Protocol::Session).unwrap();
@@ -355,4 +355,78 @@ fn a_thousand_silent_connections_keep_nobody_out() {
     drop(crowd);
     assert_eq!(end(&agent.pass("verify", &image, &receiver, "db", &[])).0, Some(0));
     assert_eq!(receiver.stop(), Some(0));
+}
+
+#[test]
+fn a_session_without_progress_is_given_up_and_the_replica_goes_on() {
+    let agent = Agent::new();
+    let rest = format!("stall_timeout = \"5s\"\n{}", agent.entry("prod1", "*", BOTH));
+    let receiver = Receiver::start(&["silent", "pulses", "works", "next"], &rest);
+    let open = |replica: &str| {
+        let mut wire = wire(&agent, &receiver);
+        introduce(&mut wire, &hello(replica)).unwrap();
+        wire.say(&Message::Begin(Begin { generation: 1, source_time_ms: 1 })).unwrap();
+        wire
+    };
+    let (silent, mut pulses, mut works) = (open("silent"), open("pulses"), open("works"));
+    let given_up = |replica: &str| {
+        receiver.log().lines().any(|line| line.contains(&format!("replica={replica:?}")) && line.contains("got no work done"))
+    };
+    let until = Instant::now() + Duration::from_secs(60);
+    let mut work = 0;
+    while !(given_up("silent") && given_up("pulses")) {
+        assert!(Instant::now() < until, "{}", receiver.log());
+        work += 1;
+        let _ = pulses.say(&Message::Pulse(7));
+        works.say(&Message::Pulse(work)).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(receiver.log().contains("result=failed exit=4") && !given_up("works"), "{}", receiver.log());
+    // It may begin; what it says now is heard.
+    works.say(&ending(7, Digest([8; 16]))).unwrap();
+    assert!(works.hear().unwrap_err().chain().contains("another generation"));
+    drop((silent, pulses));
+    let image = agent.image("volume", EXTENT * EXTENTS, 1);
+    let (code, said) = end(&agent.pass("clone", &image, &receiver, "next", &[]));
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[test]
+fn who_loses_its_rights_loses_its_session_and_nobody_else_does() {
+    let (listed, paired, other) = (Agent::new(), Agent::new(), Agent::new());
+    let kept = other.entry("other", "*", BOTH);
+    let receiver = Receiver::start(&["a", "b", "c"], &(listed.entry("listed", "*", BOTH) + &kept));
+    let invited = receiver.run(&["pair", "invite", "--replica", "*", "--address", &receiver.address]);
+    let token = String::from_utf8(invited.stdout).unwrap().trim().to_owned();
+    assert_eq!(end(&paired.run(&["pair", "accept", &token, "--name", "paired"])).0, Some(0));
+    let open = |agent: &Agent, replica: &str| {
+        let mut wire = wire(agent, &receiver);
+        introduce(&mut wire, &hello(replica)).unwrap();
+        wire
+    };
+    let (mut first, mut second, mut third) = (open(&listed, "a"), open(&paired, "b"), open(&other, "c"));
+    assert_eq!(end(&receiver.run(&["pair", "revoke", "paired"])).0, Some(0));
+    assert_eq!(second.hear().unwrap_err().kind(), Kind::Interrupted);
+    receiver.wait_for("paired may not do this any more");
+    // What is left of the grants does not cover what the session is about.
+    receiver.reconfigure(&["a", "b", "c"], &(listed.entry("listed", "b", BOTH) + &kept));
+    assert_eq!(first.hear().unwrap_err().kind(), Kind::Interrupted);
+    let log = receiver.wait_for("listed may not do this any more");
+    assert!(log.contains("replica=\"a\" op=push") && log.contains("exit=8"), "{log}");
+    third.say(&Message::Begin(Begin { generation: 3, source_time_ms: 1 })).unwrap();
+    assert!(third.hear().unwrap_err().chain().contains("but 1 comes next"));
+}
+
+#[test]
+fn a_crowd_of_strangers_fills_no_log() {
+    let (agent, stranger) = (Agent::new(), Agent::new());
+    let mut receiver = Receiver::start(&["db"], &agent.entry("prod1", "*", BOTH));
+    for _ in 0..20 {
+        let mut wire = wire(&stranger, &receiver);
+        assert!(wire.greet().is_err());
+    }
+    receiver.wait_for("which is not paired");
+    assert_eq!(receiver.stop(), Some(0));
+    let lines = receiver.log().lines().filter(|line| line.contains("refused from=")).count();
+    assert!((1..=5).contains(&lines), "{lines} lines:\n{}", receiver.log());
 }

@@ -34,7 +34,7 @@ pub fn pin_of(state: &StateDir, address: &str, typed: Option<Pin>) -> Result<Pin
 /// Connects to the holder of `pin`.
 pub fn connect(host: &Host, address: &str, pin: Pin, protocol: Protocol, progress: &Progress) -> Result<Tls> {
     let key = own_key(&host.state)?;
-    let socket = tcp::connect(address, CONNECT_TIMEOUT, host.terms.stall, &progress.stop)?;
+    let socket = tcp::connect(address, CONNECT_TIMEOUT, &progress.stop)?;
     let raw = Raw { socket, peer: address.to_owned(), limit: HANDSHAKE_TIMEOUT, choice: host.choice, stop: Arc::clone(&progress.stop) };
     tls::connect(raw, &key, pin, protocol)
 }

@@ -8,6 +8,7 @@ use crate::lvm::{CowSize, Policy, Room};
 use crate::pin::Pin;
 use crate::ring::Choice;
 use crate::sender::Compress;
+use crate::settings::Rate;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -122,6 +123,9 @@ pub struct RemoteOptions {
     /// Give the other host up after this long without progress, 5s at least; a long run has no limit
     #[arg(long, value_name = "TIME", default_value = "2min", value_parser = stall)]
     pub stall_timeout: Duration,
+    /// Move no more bytes to and from the other host than this, such as 20MiB/s or 100Mbit/s
+    #[arg(long, value_name = "RATE", default_value = "unlimited")]
+    pub bandwidth: Rate,
     /// The key of the receiver of blockferry://…; without it the one that pairing wrote down
     #[arg(long, value_name = "sha256:…")]
     pub pin: Option<Pin>,

@@ -9,8 +9,10 @@ use crate::disk::guard;
 use crate::error::Result;
 use crate::format::stream::Purpose;
 use crate::progress::Progress;
+use crate::schedule::Table;
 use crate::state::StateDir;
-use crate::transport::Terms;
+use crate::transport::pace::Limiter;
+use crate::transport::{Pace, Terms};
 use std::time::Instant;
 
 /// Runs one clone, or says what it would do.
@@ -51,8 +53,13 @@ pub fn job(
         choice: common.io.into(),
         snapshots: snapshot.policy(),
         state: state_dir(common)?,
-        terms: Terms { stall: remote.stall_timeout },
+        terms: terms(remote),
     })
+}
+
+/// What connections to other hosts are held to.
+fn terms(remote: &RemoteOptions) -> Terms {
+    Terms { stall: remote.stall_timeout, pace: Pace::new([Limiter::new(Table::from(remote.bandwidth))]) }
 }
 
 /// The state directory of this run.

@@ -114,7 +114,7 @@ fn revoke_one(state: &StateDir, options: &RevokeOptions, output: &Output) -> Res
             format!("{name} is paired with nobody here: `blockferry pair list` shows who is; clients of receiver.toml are removed there");
         return Err(Error::new(Kind::Usage, message));
     }
-    output.text(format!("{name} is not paired any more; a session that runs ends as it would"));
+    output.text(format!("{name} is not paired any more; where it has a session, the daemon ends it at a point to go on from"));
     Ok(())
 }
 

@@ -45,7 +45,7 @@ fn one_session(common: &Common, options: &ReceiverOptions) -> Result<()> {
         let state = state_of(common, Some(&config))?;
         return serve::serve_one(config, &state, client, choice, options.stall_timeout, &progress);
     }
-    let terms = Terms { stall: options.stall_timeout.unwrap_or(STALL_TIMEOUT) };
+    let terms = Terms { stall: options.stall_timeout.unwrap_or(STALL_TIMEOUT), ..Terms::default() };
     let mut wire = attempt::stdio(choice, &terms, &progress)?;
     let state = state_dir(common).inspect_err(|error| attempt::excuse(&mut wire, error))?;
     let mut replicas = HostReplicas::new(state, choice);

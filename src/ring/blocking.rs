@@ -179,7 +179,7 @@ fn perform(shared: &Shared, file: &File, action: Action) -> (io::Result<usize>, 
         Action::Write(buffer, runs) => (each_run(&runs, |run| write(file, &buffer[run.at..run.at + run.bytes], run.offset)), Some(buffer)),
         Action::Zero { offset, bytes } => (zero(shared, file, offset, bytes).map(|()| 0), None),
         Action::Flush => (file.sync_data().map(|()| 0), None),
-        Action::Receive(mut buffer, at) => (receive(shared, file, &mut buffer[at..]), Some(buffer)),
+        Action::Receive(mut buffer, part) => (receive(shared, file, &mut buffer[part]), Some(buffer)),
         Action::Transmit(buffer, part) => (transmit(shared, file, &buffer[part]), Some(buffer)),
     }
 }
@@ -358,7 +358,7 @@ mod tests {
         let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let ours = Arc::new(File::from(std::os::fd::OwnedFd::from(ours)));
         let page = || AlignedBuf::new(4096).unwrap();
-        engine.submit(&ours, Request { token: 1, action: Action::Receive(page(), 0) }).unwrap();
+        engine.submit(&ours, Request { token: 1, action: Action::Receive(page(), 0..4096) }).unwrap();
         engine.submit(&ours, Request { token: 2, action: Action::Transmit(page(), 0..9) }).unwrap();
         engine.submit(&file, Request { token: 3, action: Action::Write(page(), vec![Run { at: 0, offset: 0, bytes: 4096 }]) }).unwrap();
         let mut tokens: Vec<u64> = (0..2).map(|_| engine.wait(None).unwrap().unwrap().token).collect();

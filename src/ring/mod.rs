@@ -46,8 +46,8 @@ pub enum Action {
     },
     /// Make all completed writes durable (fdatasync: device cache included).
     Flush,
-    /// Take what a stream has into `buffer[at..]`: at least one byte, 0 bytes = the peer closed.
-    Receive(AlignedBuf, usize),
+    /// Take what a stream has into this part of the buffer: at least one byte, 0 bytes = the peer closed.
+    Receive(AlignedBuf, Range<usize>),
     /// Put this part of the buffer on a stream, all of it.
     Transmit(AlignedBuf, Range<usize>),
 }
@@ -143,7 +143,7 @@ fn check(action: &Action) -> io::Result<()> {
     let valid = match action {
         Action::Read(buffer, runs) | Action::Write(buffer, runs) => runs.iter().all(|run| inside(buffer, run.at, run.bytes)),
         // A receive without room could not tell "nothing fits" from "the peer closed".
-        Action::Receive(buffer, at) => *at < buffer.len(),
+        Action::Receive(buffer, part) => part.start < part.end && part.end <= buffer.len(),
         Action::Transmit(buffer, part) => part.start <= part.end && part.end <= buffer.len(),
         Action::Zero { .. } | Action::Flush => true,
     };

@@ -148,9 +148,8 @@ impl Uring {
                 (Work::Zero(self.ways.first(file.as_raw_fd())), None, pieces)
             }
             Action::Flush => (Work::Flush, None, vec![Piece { at: 0, offset: 0, bytes: 0 }]),
-            Action::Receive(buffer, at) => {
-                let bytes = (buffer.len() - at) as u64;
-                (Work::Receive, Some(buffer), vec![Piece { at, offset: 0, bytes }])
+            Action::Receive(buffer, part) => {
+                (Work::Receive, Some(buffer), vec![Piece { at: part.start, offset: 0, bytes: part.len() as u64 }])
             }
             Action::Transmit(buffer, part) => {
                 let pieces = if part.is_empty() { Vec::new() } else { vec![Piece { at: part.start, offset: 0, bytes: part.len() as u64 }] };
@@ -490,7 +489,7 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         let (ours, mut ring) = (stream_file(ours), Uring::new().unwrap());
-        ring.submit(&ours, Request { token: 1, action: Action::Receive(AlignedBuf::new(4096).unwrap(), 6) }).unwrap();
+        ring.submit(&ours, Request { token: 1, action: Action::Receive(AlignedBuf::new(4096).unwrap(), 6..4096) }).unwrap();
         assert!(ring.wait(Some(Duration::from_millis(30))).unwrap().is_none());
         std::io::Write::write_all(&mut &theirs, b"hello").unwrap();
         let done = ring.wait(None).unwrap().unwrap();
@@ -503,7 +502,7 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (ours, mut ring) = (stream_file(ours), Uring::new().unwrap());
         let file = Arc::new(tempfile::tempfile().unwrap());
-        ring.submit(&ours, Request { token: 1, action: Action::Receive(AlignedBuf::new(4096).unwrap(), 0) }).unwrap();
+        ring.submit(&ours, Request { token: 1, action: Action::Receive(AlignedBuf::new(4096).unwrap(), 0..4096) }).unwrap();
         let mut pools: Vec<_> = (0..3).map(|_| Pool::new(2, 4096).unwrap()).collect();
         pools.iter().for_each(|pool| ring.register(pool));
         assert!(ring.registered.is_empty());

@@ -4,6 +4,7 @@
 use crate::error::{Context, Error, Kind, Result};
 use crate::limits::{HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, SESSIONS_MAX, STALL_TIMEOUT, STALL_TIMEOUT_MIN};
 use crate::pin::Pin;
+use crate::schedule::Table;
 use crate::settings::{check_name, duration, matches, parse};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -32,6 +33,9 @@ pub struct ReceiverConfig {
     /// Time without progress after which a session is given up.
     #[serde(default = "default_stall", with = "duration")]
     pub stall_timeout: Duration,
+    /// How fast the bytes of all sessions together may move.
+    #[serde(default, skip_serializing_if = "Table::is_unlimited")]
+    pub bandwidth: Table,
     /// Connections without a proven key at once.
     #[serde(default = "default_handshakes_max")]
     pub handshakes_max: usize,
@@ -97,6 +101,9 @@ pub struct ClientEntry {
     pub key: Option<Pin>,
     /// What it may do.
     pub allow: Vec<Grant>,
+    /// How fast the bytes of its sessions together may move.
+    #[serde(default, skip_serializing_if = "Table::is_unlimited")]
+    pub bandwidth: Table,
 }
 
 /// Operations on replicas.
@@ -266,7 +273,7 @@ mod tests {
             ReceiverConfig::parse(&EXAMPLE.replacen(from, to, 1), "r.toml").unwrap_err().chain()
         };
         let said = example("sessions_max", "session_max");
-        assert!(said.starts_with("r.toml:21: unknown field `session_max`"), "{said}");
+        assert!(said.starts_with("r.toml:24: unknown field `session_max`"), "{said}");
         assert!(said.ends_with("did you mean `sessions_max`?"), "{said}");
         assert!(example("{ lv =", "{ lw =").contains("did you mean `lv`?"));
         assert!(example("\"push\"", "\"psh\"").contains("did you mean `push`?"));

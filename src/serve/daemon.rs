@@ -6,21 +6,24 @@
 
 use super::config::{Grant, ReceiverConfig};
 use super::pairing;
+use super::refusals::Refusals;
 use super::served::{Busy, Client, Served};
+use super::sessions::{Connection, Sessions};
 use crate::attempt::{self, HostReplicas, find_replica};
 use crate::error::{Context, Error, Kind, Result};
-use crate::limits::{PAIRINGS_MAX, STOP_POLL};
+use crate::limits::{PAIRINGS_MAX, REVOKE_CHECK, STOP_POLL};
 use crate::pin::Pin;
 use crate::progress::Progress;
 use crate::receiver::{self, Received};
 use crate::ring::Choice;
 use crate::state::pairing::{self as lists, Enrolled};
 use crate::state::{StateDir, keys};
+use crate::transport::pace::Limiter;
 use crate::transport::stream::Deadline;
 use crate::transport::tls::{self, OwnKey, Protocol, Raw, Tls};
-use crate::transport::{Terms, Wire, tcp};
+use crate::transport::{Pace, Terms, Wire, tcp};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::Write;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
@@ -52,8 +55,12 @@ struct Shared {
     state: StateDir,
     key: OwnKey,
     choice: Choice,
-    stop: Arc<AtomicBool>,
     busy: Arc<Busy>,
+    open: Sessions,
+    refusals: Mutex<Refusals>,
+    /// What all sessions together may move, and those of a client.
+    limiter: Arc<Limiter>,
+    client_limiters: Mutex<BTreeMap<String, Arc<Limiter>>>,
     sessions: AtomicUsize,
     pairings: AtomicUsize,
     handshakes: Mutex<VecDeque<(u64, TcpStream)>>,
@@ -92,9 +99,12 @@ pub fn serve_one(
     progress: &Progress,
 ) -> Result<()> {
     let began = Instant::now();
-    let terms = Terms { stall: stall.unwrap_or(config.stall_timeout) };
+    let entry = config.clients.iter().find(|entry| entry.name == client);
+    let tables = std::iter::once(&config.bandwidth).chain(entry.map(|entry| &entry.bandwidth));
+    let pace = Pace::new(tables.map(|table| Limiter::new(table.clone())));
+    let terms = Terms { stall: stall.unwrap_or(config.stall_timeout), pace };
     let mut wire = attempt::stdio(choice, &terms, progress)?;
-    let Some(entry) = config.clients.iter().find(|entry| entry.name == client) else {
+    let Some(entry) = entry else {
         let error = Error::new(Kind::Refused, format!("there is no client {client:?} in the receiver's configuration"));
         attempt::excuse(&mut wire, &error);
         return Err(error);
@@ -103,7 +113,7 @@ pub fn serve_one(
     let from = peer.split(' ').next().filter(|from| !from.is_empty()).unwrap_or("stdio").to_owned();
     let client = Client { name: client.to_owned(), from: from.clone(), grants: entry.allow.clone() };
     let host = HostReplicas::new(state.clone(), choice);
-    let mut served = Served::new(Arc::new(config), client.clone(), Arc::default(), host, Deadline::default());
+    let mut served = Served::new(Arc::new(config.clone()), client.clone(), Arc::default(), host, Deadline::default(), Default::default());
     let result = receiver::receive(&mut wire, &mut served, progress);
     let line = line(&client.name, &from, &served, progress, began, &result);
     // Facility daemon, level info. Where no syslog listens, nobody asked for its lines.
@@ -142,12 +152,15 @@ impl Daemon {
         };
         listener.set_nonblocking(true).context(Kind::Failed, || "set up the listening socket")?;
         let shared = Arc::new(Shared {
+            limiter: Limiter::new(self.config.bandwidth.clone()),
+            client_limiters: Mutex::default(),
             config: Mutex::new(Arc::new(self.config)),
             state: self.state,
             key,
             choice: self.choice,
-            stop: self.stop,
             busy: Arc::default(),
+            open: Sessions::default(),
+            refusals: Mutex::new(Refusals::new(Instant::now())),
             sessions: AtomicUsize::new(0),
             pairings: AtomicUsize::new(0),
             handshakes: Mutex::default(),
@@ -155,7 +168,12 @@ impl Daemon {
         ready(listener.local_addr().context(Kind::Failed, || "ask for the listening address")?, shared.key.pin());
         let mut threads: Vec<JoinHandle<()>> = Vec::new();
         let mut number = 0;
-        while !shared.stop.load(Ordering::Relaxed) {
+        let mut checked = Instant::now();
+        while !self.stop.load(Ordering::Relaxed) {
+            if checked.elapsed() >= REVOKE_CHECK {
+                checked = Instant::now();
+                shared.look_after();
+            }
             if self.reload.swap(false, Ordering::Relaxed) {
                 shared.reload(&self.config_path);
             }
@@ -177,10 +195,20 @@ impl Daemon {
             }
         }
         drop(listener);
+        shared.open.stop_all();
         for thread in threads {
             let _ = thread.join();
         }
         Ok(())
+    }
+}
+
+/// Takes a connection off the list, also where a bug of ours ends its thread.
+struct Over<'a>(&'a Shared, u64);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.open.end(self.1);
     }
 }
 
@@ -221,6 +249,11 @@ impl Shared {
         match ReceiverConfig::load(path) {
             Ok(new) => {
                 new.warnings().iter().for_each(|word| say(word));
+                self.limiter.set(new.bandwidth.clone());
+                for (name, limiter) in locked(&self.client_limiters).iter() {
+                    let entry = new.clients.iter().find(|entry| entry.name == *name);
+                    limiter.set(entry.map_or_else(Default::default, |entry| entry.bandwidth.clone()));
+                }
                 let mut config = locked(&self.config);
                 if (&new.listen, &new.state_dir) != (&config.listen, &config.state_dir) {
                     say("listen and state_dir change with a restart, not with a reload");
@@ -230,6 +263,35 @@ impl Shared {
             }
             Err(error) => say(&format!("the configuration stays as it was: {}", error.chain())),
         }
+    }
+
+    /// What is done every now and then: sessions whose client lost its rights end, and strangers are counted.
+    fn look_after(&self) {
+        self.open.revoke(|pin, asked| match self.client(pin) {
+            Ok(None) => false,
+            // A list that cannot be read takes nobody's rights away in the middle of a session.
+            Err(_) => true,
+            Ok(Some((_, grants))) => asked.is_none_or(|(replica, operation)| {
+                grants.iter().any(|grant| grant.covers(replica, operation)) && self.config().replica(replica).is_some()
+            }),
+        });
+        if let Some(line) = locked(&self.refusals).summary(Instant::now()) {
+            say(&line);
+        }
+    }
+
+    fn refused(&self, from: &SocketAddr, line: impl FnOnce() -> String) {
+        if locked(&self.refusals).one(&from.to_string(), Instant::now()) {
+            say(&line());
+        }
+    }
+
+    /// The limits of a client's session.
+    fn pace(&self, config: &ReceiverConfig, client: &str) -> Pace {
+        let table = config.clients.iter().find(|entry| entry.name == client).map(|entry| entry.bandwidth.clone());
+        let mut all = locked(&self.client_limiters);
+        let own = all.entry(client.to_owned()).or_insert_with(|| Limiter::new(table.unwrap_or_default()));
+        Pace::new([Arc::clone(&self.limiter), Arc::clone(own)])
     }
 
     /// Gives a new connection its thread; the oldest one without a key may have to go for it.
@@ -245,10 +307,15 @@ impl Shared {
             }
         }
         let shared = Arc::clone(self);
+        let connection = self.open.begin(number);
         let thread = std::thread::Builder::new().name(format!("from {from}"));
-        let spawned = thread.spawn(move || shared.serve(number, socket, from));
+        let spawned = thread.spawn(move || {
+            let _over = Over(&shared, number);
+            shared.serve(number, &connection, socket, from);
+        });
         if spawned.is_err() {
             self.left_handshake(number);
+            self.open.end(number);
         }
         spawned.ok()
     }
@@ -257,49 +324,55 @@ impl Shared {
         locked(&self.handshakes).retain(|(other, _)| *other != number);
     }
 
-    fn serve(self: Arc<Shared>, number: u64, socket: TcpStream, from: SocketAddr) {
+    fn serve(self: &Arc<Shared>, number: u64, connection: &Connection, socket: TcpStream, from: SocketAddr) {
         let config = self.config();
-        let tls = self.handshake(&config, socket, from);
+        let tls = self.handshake(&config, connection, socket, from);
         self.left_handshake(number);
         match tls {
             // Somebody knocked and left, or was too slow: not worth a line each.
             Err(error) if matches!(error.kind(), Kind::Transient | Kind::Interrupted) => {}
-            Err(error) => say(&format!("refused from={from}: {}", error.chain())),
+            Err(error) => self.refused(&from, || format!("refused from={from}: {}", error.chain())),
             Ok(tls) if tls.protocol() == Protocol::Pairing => self.pair(&config, tls, from),
-            Ok(tls) => self.session(&config, tls, from),
+            Ok(tls) => {
+                if let Ok(pin) = tls.peer_pin() {
+                    self.open.proved(number, pin);
+                }
+                self.session(&config, connection, tls, from);
+            }
         }
     }
 
-    fn handshake(self: &Arc<Shared>, config: &ReceiverConfig, socket: TcpStream, from: SocketAddr) -> Result<Tls> {
-        tcp::tune(&socket, config.stall_timeout)?;
+    fn handshake(self: &Arc<Shared>, config: &ReceiverConfig, connection: &Connection, socket: TcpStream, from: SocketAddr) -> Result<Tls> {
+        tcp::tune(&socket)?;
         let shared = Arc::clone(self);
         let admit = move |protocol, pin: &Pin| shared.admits(protocol, pin);
-        let raw = Raw { socket, peer: from.to_string(), limit: config.handshake_timeout, choice: self.choice, stop: self.stop.clone() };
+        let raw =
+            Raw { socket, peer: from.to_string(), limit: config.handshake_timeout, choice: self.choice, stop: connection.stop.clone() };
         tls::accept(raw, &self.key, Arc::new(admit))
     }
 
     fn admits(&self, protocol: Protocol, pin: &Pin) -> bool {
         match protocol {
-            Protocol::Session => self.client(pin).is_some(),
+            Protocol::Session => match self.client(pin) {
+                Ok(client) => client.is_some(),
+                Err(error) => {
+                    say(&error.chain());
+                    false
+                }
+            },
             Protocol::Pairing => pairing::is_anybody_invited(&self.state),
         }
     }
 
     /// Whose key this is and what it may do. The list of the enrolled is read each time: another process may
     /// have revoked one.
-    fn client(&self, pin: &Pin) -> Option<(String, Vec<Grant>)> {
+    fn client(&self, pin: &Pin) -> Result<Option<(String, Vec<Grant>)>> {
         let config = self.config();
         if let Some(client) = config.clients.iter().find(|client| client.key == Some(*pin)) {
-            return Some((client.name.clone(), client.allow.clone()));
+            return Ok(Some((client.name.clone(), client.allow.clone())));
         }
-        let enrolled = match lists::list::<Enrolled>(self.state.path()) {
-            Ok(enrolled) => enrolled,
-            Err(error) => {
-                say(&error.chain());
-                return None;
-            }
-        };
-        enrolled.iter().find(|client| client.key == *pin).map(|client| (client.name.clone(), pairing::grants(client)))
+        let enrolled = lists::list::<Enrolled>(self.state.path())?;
+        Ok(enrolled.iter().find(|client| client.key == *pin).map(|client| (client.name.clone(), pairing::grants(client))))
     }
 
     /// Takes a token in.
@@ -312,24 +385,24 @@ impl Shared {
                 Ok(client) => {
                     say(&format!("paired client={} key={} from={from} replicas={}", client.name, client.key, client.replicas.join(",")))
                 }
-                Err(error) => say(&format!("refused pairing from={from}: {:?}", error.chain())),
+                Err(error) => self.refused(&from, || format!("refused pairing from={from}: {:?}", error.chain())),
             }
         }
         drop(tls);
     }
 
     /// One session and its line in the log.
-    fn session(&self, config: &Arc<ReceiverConfig>, tls: Tls, from: SocketAddr) {
+    fn session(&self, config: &Arc<ReceiverConfig>, connection: &Connection, tls: Tls, from: SocketAddr) {
         let began = Instant::now();
-        let Some((name, grants)) = tls.peer_pin().ok().and_then(|pin| self.client(&pin)) else { return };
-        let progress = Progress::new(self.stop.clone());
+        let Some((name, grants)) = tls.peer_pin().ok().and_then(|pin| self.client(&pin).ok()?) else { return };
+        let progress = Progress::new(connection.stop.clone());
         let deadline = tls.deadline();
         deadline.set(config.handshake_timeout, "its first frame");
         let host = HostReplicas::new(self.state.clone(), self.choice);
         let client = Client { name: name.clone(), from: from.to_string(), grants };
-        let mut served = Served::new(Arc::clone(config), client, Arc::clone(&self.busy), host, deadline);
+        let mut served = Served::new(Arc::clone(config), client, Arc::clone(&self.busy), host, deadline, Arc::clone(&connection.asked));
         let (_counted, count) = Counted::one(&self.sessions);
-        let terms = Terms { stall: config.stall_timeout };
+        let terms = Terms { stall: config.stall_timeout, pace: self.pace(config, &name) };
         // Until its first frame the deadline above holds.
         let result = Wire::on_terms(Box::new(tls), &terms, None).and_then(|mut wire| {
             if count > config.sessions_max {
@@ -337,6 +410,12 @@ impl Shared {
             }
             receiver::receive(&mut wire, &mut served, &progress)
         });
+        let result = match result {
+            Err(error) if connection.revoked.load(Ordering::Relaxed) && error.kind() == Kind::Interrupted => {
+                Err(Error::new(Kind::Refused, format!("{name} may not do this any more: its rights were taken away")))
+            }
+            other => other,
+        };
         say(&line(&name, &from.to_string(), &served, &progress, began, &result));
     }
 

@@ -3,6 +3,8 @@
 pub mod config;
 mod daemon;
 pub mod pairing;
+mod refusals;
 mod served;
+mod sessions;
 
 pub use daemon::{Daemon, serve_one};

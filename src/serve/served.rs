@@ -5,6 +5,7 @@
 //! of its reach even if it knows that record's number.
 
 use super::config::{Grant, Operation, ReceiverConfig};
+use super::sessions::Asked;
 use crate::attempt::HostReplicas;
 use crate::disk::{Disk, identity};
 use crate::error::{Error, Kind, Result};
@@ -63,21 +64,28 @@ pub struct Served {
     busy: Arc<Busy>,
     host: HostReplicas,
     deadline: Deadline,
-    asked: Option<(String, Operation)>,
+    asked: Asked,
 }
 
 impl Served {
     /// For one session; its deadline ends when the client has introduced itself.
-    pub fn new(config: Arc<ReceiverConfig>, client: Client, busy: Arc<Busy>, host: HostReplicas, deadline: Deadline) -> Served {
-        Served { config, client, busy, host, deadline, asked: None }
+    pub fn new(
+        config: Arc<ReceiverConfig>,
+        client: Client,
+        busy: Arc<Busy>,
+        host: HostReplicas,
+        deadline: Deadline,
+        asked: Asked,
+    ) -> Served {
+        Served { config, client, busy, host, deadline, asked }
     }
 
     /// What the client asked for: a replica and an operation, for the log.
-    pub fn asked(&self) -> (&str, &'static str) {
-        match &self.asked {
+    pub fn asked(&self) -> (String, &'static str) {
+        match self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone() {
             Some((replica, Operation::Push)) => (replica, "push"),
             Some((replica, Operation::Verify)) => (replica, "verify"),
-            None => ("", "none"),
+            None => (String::new(), "none"),
         }
     }
 }
@@ -87,7 +95,7 @@ impl Replicas for Served {
         self.deadline.clear();
         let name = hello.target.as_str();
         let operation = if hello.purpose == Purpose::Verify { Operation::Verify } else { Operation::Push };
-        self.asked = Some((name.to_owned(), operation));
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some((name.to_owned(), operation));
         let (verb, word) = if operation == Operation::Push { ("push to", "push") } else { ("verify", "verify") };
         // One answer for what is not there and for what is not allowed: nobody learns names by asking.
         let allowed = self.client.grants.iter().any(|grant| grant.covers(name, operation));

@@ -6,6 +6,7 @@
 
 mod inbox;
 pub mod memory;
+pub mod pace;
 mod patience;
 pub mod stream;
 pub mod tcp;
@@ -13,6 +14,7 @@ pub mod tls;
 pub mod wire;
 
 pub use inbox::Inbox;
+pub use pace::Pace;
 pub use wire::Wire;
 
 use crate::error::Result;
@@ -25,11 +27,13 @@ use std::time::Duration;
 pub struct Terms {
     /// How long the peer may go without progress.
     pub stall: Duration,
+    /// How fast bytes may move.
+    pub pace: Pace,
 }
 
 impl Default for Terms {
     fn default() -> Terms {
-        Terms { stall: STALL_TIMEOUT }
+        Terms { stall: STALL_TIMEOUT, pace: Pace::default() }
     }
 }
 
@@ -42,6 +46,8 @@ pub enum Turn {
     Closed,
     /// The peer's side took some of what was sent.
     Sent,
+    /// A limit of our own held bytes back, which says nothing of the peer.
+    Paced,
     /// The turn is over, or what happened is the transport's own business.
     Nothing,
 }
@@ -62,6 +68,9 @@ pub trait Transport: Send {
 
     /// Waits for bytes from the peer and adds them to the inbox. `false`: the peer closed its end.
     fn receive(&mut self, inbox: &mut Inbox) -> Result<bool>;
+
+    /// From now on bytes move no faster than this. Within one process they move as they like.
+    fn pace(&mut self, _: &Pace) {}
 
     /// Whether `outgoing` and `send` go through without waiting for the peer. A transport that never looks
     /// at the clock says yes and waits where it has to.

@@ -40,7 +40,7 @@ impl Patience {
     /// A turn of waiting came to this.
     pub fn turned(&mut self, turn: Turn, now: Instant) {
         match turn {
-            Turn::Sent => self.begin(now),
+            Turn::Sent | Turn::Paced => self.begin(now),
             Turn::Received(bytes) => {
                 self.trickle += bytes;
                 self.heard = now;

@@ -3,7 +3,7 @@
 //! Bytes go through a ring of its own. One buffer is on its way at a time, because two writes in
 //! flight on one stream may pass each other; the others queue behind it.
 
-use super::{Inbox, Transport, Turn};
+use super::{Inbox, Pace, Transport, Turn};
 use crate::error::{Context, Error, Kind, Result};
 use crate::limits::{BLOCK_BYTES, STOP_POLL, TRANSMIT_BYTES, TRANSPORT_BUFFER_BYTES, TRANSPORT_BUFFERS};
 use crate::ring::{self, Action, AlignedBuf, Choice, Completion, Engine, Pool, Request};
@@ -62,6 +62,11 @@ pub struct Stream {
     sending: Option<Range<usize>>,
     receiving: bool,
     received: Option<Completion>,
+    pace: Pace,
+    /// The next piece and the time from which it may be sent, where there is a limit.
+    granted: Option<(Instant, usize)>,
+    /// When the next bytes may be taken in.
+    receive_at: Option<Instant>,
     send_failure: Option<(Kind, String)>,
     deadline: Deadline,
     stop: Arc<AtomicBool>,
@@ -98,6 +103,9 @@ impl Stream {
             sending: None,
             receiving: false,
             received: None,
+            pace: Pace::default(),
+            granted: None,
+            receive_at: None,
             send_failure: None,
             deadline: Deadline::default(),
             stop,
@@ -119,29 +127,59 @@ impl Stream {
         if self.sending.is_some() {
             return Ok(());
         }
+        let Some(waiting) = self.queue.front().map(|(_, part)| part.len()) else { return Ok(()) };
+        let now = Instant::now();
+        let (at, bytes) = *self.granted.get_or_insert_with(|| {
+            let bytes = waiting.min(self.pace.piece(now).unwrap_or(TRANSMIT_BYTES));
+            (now + self.pace.take(bytes, now), bytes)
+        });
+        if now < at {
+            return Ok(());
+        }
+        self.granted = None;
         let Some((buffer, part)) = self.queue.pop_front() else { return Ok(()) };
-        let end = part.end.min(part.start + TRANSMIT_BYTES);
+        let end = part.end.min(part.start + bytes);
         let request = Request { token: TRANSMIT, action: Action::Transmit(buffer, part.start..end) };
         self.engine.submit(&self.writer, request).context(Kind::Failed, || format!("send to {}", self.peer))?;
         self.sending = Some(end..part.end);
         Ok(())
     }
 
-    /// Takes one completion, or looks at the stop flag and the deadline. Whether some of what is sent was taken.
-    fn step(&mut self) -> Result<bool> {
+    /// Takes one completion, or looks at the stop flag and the deadline. Whether some of what is sent was taken, or
+    /// a limit holds something back.
+    fn step(&mut self) -> Result<Turn> {
         if let Some(what) = self.deadline.missed() {
             return Err(Error::new(Kind::Transient, format!("{} took too long for {what}: connection given up", self.peer)));
         }
-        match self.engine.wait(Some(STOP_POLL)).context(Kind::Failed, || format!("wait for {}", self.peer))? {
-            Some(done) => self.take(done),
-            None if self.stop.load(Ordering::Relaxed) => Err(interrupted()),
-            None => Ok(false),
+        let held = self.held();
+        let limit = held.map_or(STOP_POLL, |held| held.min(STOP_POLL));
+        if self.engine.in_flight() == 0 && held.is_some() {
+            std::thread::sleep(limit);
         }
+        match self.engine.wait(Some(limit)).context(Kind::Failed, || format!("wait for {}", self.peer))? {
+            Some(done) => return Ok(if self.take(done)? { Turn::Sent } else { Turn::Nothing }),
+            None if self.stop.load(Ordering::Relaxed) => return Err(interrupted()),
+            None => {}
+        }
+        self.start_next()?;
+        Ok(if held.is_some() { Turn::Paced } else { Turn::Nothing })
+    }
+
+    /// How long a limit holds back what could move otherwise.
+    fn held(&self) -> Option<Duration> {
+        let sending = self.granted.filter(|_| self.sending.is_none()).map(|(at, _)| at);
+        let receiving = self.receive_at.filter(|_| !self.receiving);
+        let until = [sending, receiving].into_iter().flatten().min()?;
+        Some(until.saturating_duration_since(Instant::now()))
     }
 
     fn take(&mut self, done: Completion) -> Result<bool> {
         if done.token == RECEIVE {
             self.receiving = false;
+            let bytes = *done.result.as_ref().unwrap_or(&0);
+            let now = Instant::now();
+            let wait = self.pace.take(bytes, now);
+            self.receive_at = (!wait.is_zero()).then(|| now + wait);
             self.received = Some(done);
             return Ok(false);
         }
@@ -167,7 +205,11 @@ impl Stream {
         while let Some(done) = self.engine.wait(Some(Duration::ZERO)).context(Kind::Failed, || format!("wait for {}", self.peer))? {
             self.take(done)?;
         }
-        Ok(())
+        self.start_next()
+    }
+
+    fn is_sending(&self) -> bool {
+        self.sending.is_some() || !self.queue.is_empty()
     }
 
     fn check_sending(&self) -> Result<()> {
@@ -183,7 +225,8 @@ impl Stream {
             inbox.reserve(inbox.unread().len() + BLOCK_BYTES)?;
         }
         let (buffer, at) = inbox.lend().ok_or_else(|| Error::new(Kind::Failed, "the inbox's buffer is still lent out"))?;
-        let request = Request { token: RECEIVE, action: Action::Receive(buffer, at) };
+        let end = self.pace.piece(Instant::now()).map_or(buffer.len(), |piece| buffer.len().min(at + piece));
+        let request = Request { token: RECEIVE, action: Action::Receive(buffer, at..end) };
         self.engine.submit(&self.reader, request).context(Kind::Failed, || format!("receive from {}", self.peer))?;
         self.receiving = true;
         Ok(())
@@ -210,11 +253,15 @@ impl Transport for Stream {
                 return Ok(buffer);
             }
             // Otherwise the caller holds all of them, and would wait for itself.
-            if self.sending.is_none() {
+            if !self.is_sending() {
                 return Err(Error::new(Kind::Failed, "every transport buffer is in the sender's own hands"));
             }
             self.step()?;
         }
+    }
+
+    fn pace(&mut self, pace: &Pace) {
+        self.pace = pace.clone();
     }
 
     fn has_room(&mut self) -> Result<bool> {
@@ -233,7 +280,7 @@ impl Transport for Stream {
     }
 
     fn flush(&mut self) -> Result<()> {
-        while self.sending.is_some() {
+        while self.is_sending() {
             self.step()?;
         }
         self.check_sending()
@@ -242,7 +289,7 @@ impl Transport for Stream {
     fn is_flushed(&mut self) -> Result<bool> {
         self.catch_up()?;
         self.check_sending()?;
-        Ok(self.sending.is_none())
+        Ok(!self.is_sending())
     }
 
     fn receive(&mut self, inbox: &mut Inbox) -> Result<bool> {
@@ -250,19 +297,20 @@ impl Transport for Stream {
             match self.turn(Some(inbox))? {
                 Turn::Received(_) => return Ok(true),
                 Turn::Closed => return Ok(false),
-                Turn::Sent | Turn::Nothing => {}
+                Turn::Sent | Turn::Paced | Turn::Nothing => {}
             }
         }
     }
 
     fn turn(&mut self, inbox: Option<&mut Inbox>) -> Result<Turn> {
-        let Some(inbox) = inbox else { return Ok(if self.step()? { Turn::Sent } else { Turn::Nothing }) };
+        let Some(inbox) = inbox else { return self.step() };
         // A wait that ended otherwise left its receive with the engine: it is taken up again.
-        if !self.receiving && self.received.is_none() {
+        if !self.receiving && self.received.is_none() && self.receive_at.is_none_or(|at| Instant::now() >= at) {
+            self.receive_at = None;
             self.start_receive(inbox)?;
         }
-        let sent = self.received.is_none() && self.step()?;
-        let Some(done) = self.received.take() else { return Ok(if sent { Turn::Sent } else { Turn::Nothing }) };
+        let turn = if self.received.is_none() { self.step()? } else { Turn::Nothing };
+        let Some(done) = self.received.take() else { return Ok(turn) };
         let buffer = done.buffer.ok_or_else(|| Error::new(Kind::Failed, "a receive came back without its buffer"))?;
         let bytes = *done.result.as_ref().unwrap_or(&0);
         inbox.give_back(buffer, bytes);

@@ -6,7 +6,7 @@
 //! close_notify is a cut, whoever made it.
 
 use super::stream::{Deadline, Stream, interrupted};
-use super::{Inbox, Transport, Turn};
+use super::{Inbox, Pace, Transport, Turn};
 use crate::error::{Context, Error, Kind, Result};
 use crate::limits::{BLOCK_BYTES, LINGER, STOP_POLL, TLS_EXTRA_BYTES, TRANSPORT_BUFFER_BYTES};
 use crate::pin::Pin;
@@ -558,6 +558,10 @@ impl Transport for Tls {
         self.stream.flush()
     }
 
+    fn pace(&mut self, pace: &Pace) {
+        self.stream.pace(pace);
+    }
+
     fn has_room(&mut self) -> Result<bool> {
         self.stream.has_room()
     }
@@ -574,7 +578,7 @@ impl Transport for Tls {
             match self.turn(Some(inbox))? {
                 Turn::Received(_) => return Ok(true),
                 Turn::Closed => return Ok(false),
-                Turn::Sent | Turn::Nothing => {}
+                Turn::Sent | Turn::Paced | Turn::Nothing => {}
             }
         }
     }
@@ -627,7 +631,7 @@ impl Drop for Tls {
 mod tests {
     use super::super::tcp;
     use super::*;
-    use crate::limits::{HANDSHAKE_TIMEOUT, STALL_TIMEOUT};
+    use crate::limits::HANDSHAKE_TIMEOUT;
     use std::thread;
 
     fn key() -> OwnKey {
@@ -645,10 +649,9 @@ mod tests {
 
     fn sockets() -> (TcpStream, TcpStream) {
         let listener = tcp::listen("127.0.0.1:0").unwrap();
-        let near =
-            tcp::connect(&listener.local_addr().unwrap().to_string(), HANDSHAKE_TIMEOUT, STALL_TIMEOUT, &AtomicBool::new(false)).unwrap();
+        let near = tcp::connect(&listener.local_addr().unwrap().to_string(), HANDSHAKE_TIMEOUT, &AtomicBool::new(false)).unwrap();
         let (far, _) = listener.accept().unwrap();
-        tcp::tune(&far, STALL_TIMEOUT).unwrap();
+        tcp::tune(&far).unwrap();
         (near, far)
     }
 

@@ -58,7 +58,9 @@ impl Wire {
 
     /// The same to another host: gives the peer up that does not get on, or says nothing for as long as `greeting`.
     pub fn on_terms(transport: Box<dyn Transport>, terms: &Terms, greeting: Option<Duration>) -> Result<Wire> {
-        Ok(Wire { limit: Some(terms.stall), greeting_limit: greeting, ..Wire::new(transport)? })
+        let mut wire = Wire { limit: Some(terms.stall), greeting_limit: greeting, ..Wire::new(transport)? };
+        wire.transport.pace(&terms.pace);
+        Ok(wire)
     }
 
     /// How messages call the other end.
@@ -366,7 +368,7 @@ mod tests {
         let other = socket.try_clone().unwrap();
         let file = |socket: UnixStream| File::from(OwnedFd::from(socket));
         let stream = Stream::new("peer".into(), file(socket), file(other), Choice::Auto, Default::default()).unwrap();
-        Wire::on_terms(Box::new(stream), &Terms { stall: limit }, Some(limit)).unwrap()
+        Wire::on_terms(Box::new(stream), &Terms { stall: limit, ..Terms::default() }, Some(limit)).unwrap()
     }
 
     /// Two ends that greeted each other.
