@@ -2,7 +2,7 @@
 //! client. Every byte on the wire counts, in both directions: what is sent waits before it goes, what came lets the
 //! next bytes wait, and the peer's kernel does the rest.
 //!
-//! [`Bucket`] is pure: it is told the time and says how long to wait. A wait is short (see [`Pace::piece`]), so that
+//! `Bucket` is pure: it is told the time and says how long to wait. A wait is short (see [`Pace::piece`]), so that
 //! a signal, a pulse or another limit is never kept waiting by it.
 
 use crate::limits::{BLOCK_BYTES, PACE_BURST, PACE_RECHECK, TRANSMIT_BYTES};
