@@ -2,7 +2,7 @@
 //! `*-*~1` (the last day of the month), `daily`, `Sun 03:00 Europe/Berlin`.
 //!
 //! What `systemd-analyze calendar` says of an expression holds here as well, but for the hours in which clocks are
-//! put ([`super::pattern`]) and fractions of a second, which are refused.
+//! put (`schedule::pattern`) and fractions of a second, which are refused.
 
 use super::days::Days;
 use super::pattern::{Pattern, Set};

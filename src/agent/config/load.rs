@@ -123,7 +123,7 @@ fn merge(all: &mut AgentFile, file: AgentFile) -> Result<(), String> {
     Ok(())
 }
 
-/// Fills in what was not typed: [defaults] first, then those of the program.
+/// Fills in what was not typed: `[defaults]` first, then those of the program.
 pub fn complete(file: &mut AgentFile) {
     file.max_runs.get_or_insert(AGENT_RUNS_DEFAULT);
     let built_in = Defaults {
