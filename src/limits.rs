@@ -142,6 +142,8 @@ pub const REFUSALS_WINDOW: Duration = Duration::from_secs(60);
 pub const REVOKE_CHECK: Duration = Duration::from_secs(1);
 /// Longest message of pairing, and longest token.
 pub const PAIRING_MESSAGE_BYTES_MAX: usize = 4096;
+/// Time to wait for another process that finds or makes a pair: a few syncs, which a busy disk can hold up.
+pub const PAIR_LOCK_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time to wait for another process that changes the list of paired hosts, or a job's book.
 pub const CHANGE_LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Silence of the peer's kernel after which keepalives are sent, and the time between them.

@@ -43,6 +43,7 @@ impl Source {
     ) -> Result<Source> {
         let mut identity = identity::of(path)?;
         identity.bytes = snapshot_bytes.unwrap_or(identity.bytes);
+        let _one_at_a_time = state.lock_pairs()?;
         forget_unborn(state)?;
         let found = find(state, |record| belongs(record, &identity) && (record.target == target || known == Some(record.relationship)))?;
         let is_new = found.is_none();
@@ -98,13 +99,12 @@ pub fn belongs(record: &SourceRecord, identity: &Identity) -> bool {
     record.source.stable == identity.stable || !identity.is_device && record.source.path == identity.path
 }
 
-/// Removes the folders of runs that were killed between making them and their first record: no later run would
-/// find them again. A live one holds the lock; one that did not come to its lock yet is left alone.
+/// Removes the folders of runs that ended between making them and their first record: no later run would find
+/// them again. A dry run that is alive has no record either, but holds its lock.
 fn forget_unborn(state: &StateDir) -> Result<()> {
     for relationship in state.relationships(Side::Sources)? {
         let folder = state.folder(Side::Sources, &relationship);
         if !folder.join(RECORD).exists()
-            && folder.join("lock").exists()
             && let Ok(_lock) = Lock::take(&folder, "the pair")
             && !folder.join(RECORD).exists()
         {
@@ -163,4 +163,41 @@ pub fn relationship_of_target(state: &StateDir, target: &Path) -> Result<Option<
         }
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A power cut right after the folder's name was durable, before anything in it was.
+    #[test]
+    fn a_folder_in_which_no_pair_came_to_be_goes_with_the_next_run_unless_it_is_held() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(&folder.path().join("state")).unwrap();
+        let source = folder.path().join("source");
+        std::fs::write(&source, [1; 8192]).unwrap();
+        let [empty, dead, dry] = [1, 2, 3].map(|id| state.files(Side::Sources, &Uuid::from_u128(id)).unwrap());
+        drop(Lock::take(dead.folder(), "the pair").unwrap());
+        let _held = Lock::take(dry.folder(), "the pair").unwrap();
+        let _half = Source::open(&state, &source, "there:/r", None, Wishes::default(), None, true).unwrap();
+        assert_eq!([empty, dead, dry].map(|files| files.folder().exists()), [false, false, true]);
+        assert_eq!(state.relationships(Side::Sources).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn pairs_that_are_made_at_once_do_not_disturb_each_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(&folder.path().join("state")).unwrap();
+        let source = folder.path().join("source");
+        std::fs::write(&source, [1; 8192]).unwrap();
+        std::thread::scope(|scope| {
+            for at in 0..16 {
+                let (state, source) = (&state, &source);
+                scope.spawn(move || {
+                    Source::open(state, source, &format!("there:/{at}"), None, Wishes::default(), None, true).map(drop).unwrap()
+                });
+            }
+        });
+        assert_eq!(state.relationships(Side::Sources).unwrap().len(), 16);
+    }
 }

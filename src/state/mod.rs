@@ -1,6 +1,7 @@
 //! What we remember on disk, and when it is safe.
 //!
 //! ```text
+//! STATE/lock                      held while a pair is found or made
 //! STATE/sources/<relationship>/   lock record manifest manifest.next have      at the sender
 //! STATE/replicas/<relationship>/  lock record manifest manifest.next journal   at the receiver
 //! ```
@@ -19,6 +20,7 @@ pub use lock::Lock;
 pub use record::{Promotion, ReplicaRecord, SourceRecord, Stage};
 
 use crate::error::{Context, Kind, Result};
+use crate::limits::PAIR_LOCK_TIMEOUT;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
@@ -80,6 +82,12 @@ impl StateDir {
         let mut all: Vec<Uuid> = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
         all.sort();
         Ok(all)
+    }
+
+    /// One process at a time looks for a pair or makes one: between the folder and its first record nobody else may
+    /// take it for what a crash left.
+    pub fn lock_pairs(&self) -> Result<Lock> {
+        Lock::wait(&self.root, "the list of pairs", PAIR_LOCK_TIMEOUT)
     }
 
     /// The folder that stands for a replica the daemon serves under this name: it holds a lock and nothing else.

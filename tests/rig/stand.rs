@@ -208,7 +208,10 @@ impl Ferry {
         assert!(found.lines("busy").is_empty(), "a lock is leaked: {}", found.out);
         for entry in fs::read_dir(state).expect("a state directory").flatten() {
             let name = entry.file_name();
-            assert!(name == "sources" || name == "replicas", "{name:?} is left in {}", state.display());
+            assert!(["lock", "sources", "replicas"].iter().any(|known| name == *known), "{name:?} is left in {}", state.display());
+            if name == "lock" {
+                continue;
+            }
             for pair in fs::read_dir(entry.path()).expect("a folder").flatten() {
                 for file in fs::read_dir(pair.path()).expect("a pair's folder").flatten() {
                     let name = file.file_name();
