@@ -12,7 +12,7 @@ use blockferry::receiver::{self, Replicas, Site};
 use blockferry::ring::{AlignedBuf, Choice};
 use blockferry::sender::{self, Compress, Order, Outcome, Pass};
 use blockferry::state::{Files, HostFiles, JOURNAL, MANIFEST, SourceRecord};
-use blockferry::transport::{Inbox, Transport, Wire, memory};
+use blockferry::transport::{Inbox, Transport, Turn, Wire, memory};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::{fs, thread};
@@ -71,8 +71,8 @@ impl Transport for Rough {
         self.alive()?.flush()
     }
 
-    fn receive(&mut self, inbox: &mut Inbox) -> Result<bool> {
-        self.alive().and_then(|inner| inner.receive(inbox))
+    fn turn(&mut self, inbox: Option<&mut Inbox>) -> Result<Turn> {
+        self.alive().and_then(|inner| inner.turn(inbox))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Two ends in one process: a local clone. Filled buffers change owner; nothing is copied.
 
-use super::{Inbox, Transport};
+use super::{Inbox, Transport, Turn};
 use crate::error::{Context, Error, Kind, Result};
 use crate::limits::{STOP_POLL, TRANSPORT_BUFFER_BYTES, TRANSPORT_BUFFERS};
 use crate::ring::AlignedBuf;
@@ -76,8 +76,9 @@ impl Transport for Memory {
         Ok(())
     }
 
-    fn receive(&mut self, inbox: &mut Inbox) -> Result<bool> {
-        let Some((buffer, bytes)) = self.take(&self.full_in)? else { return Ok(false) };
+    fn turn(&mut self, inbox: Option<&mut Inbox>) -> Result<Turn> {
+        let Some(inbox) = inbox else { return Ok(Turn::Nothing) };
+        let Some((buffer, bytes)) = self.take(&self.full_in)? else { return Ok(Turn::Closed) };
         let spare = if inbox.unread().is_empty() {
             inbox.swap(buffer, bytes)
         } else {
@@ -88,6 +89,6 @@ impl Transport for Memory {
         if let Some(spare) = spare {
             let _ = self.empty_out.send(spare);
         }
-        Ok(true)
+        Ok(Turn::Received(bytes))
     }
 }

@@ -67,7 +67,15 @@ pub trait Transport: Send {
     fn flush(&mut self) -> Result<()>;
 
     /// Waits for bytes from the peer and adds them to the inbox. `false`: the peer closed its end.
-    fn receive(&mut self, inbox: &mut Inbox) -> Result<bool>;
+    fn receive(&mut self, inbox: &mut Inbox) -> Result<bool> {
+        loop {
+            match self.turn(Some(inbox))? {
+                Turn::Received(_) => return Ok(true),
+                Turn::Closed => return Ok(false),
+                Turn::Sent | Turn::Paced | Turn::Nothing => {}
+            }
+        }
+    }
 
     /// From now on bytes move no faster than this. Within one process they move as they like.
     fn pace(&mut self, _: &Pace) {}
@@ -85,9 +93,5 @@ pub trait Transport: Send {
 
     /// Waits for what was sent to go on and, where there is an inbox, for bytes from the peer: for no longer than
     /// `STOP_POLL` where the transport looks at the clock at all.
-    fn turn(&mut self, inbox: Option<&mut Inbox>) -> Result<Turn> {
-        let Some(inbox) = inbox else { return Ok(Turn::Nothing) };
-        let before = inbox.unread().len();
-        Ok(if self.receive(inbox)? { Turn::Received(inbox.unread().len() - before) } else { Turn::Closed })
-    }
+    fn turn(&mut self, inbox: Option<&mut Inbox>) -> Result<Turn>;
 }

@@ -292,16 +292,6 @@ impl Transport for Stream {
         Ok(!self.is_sending())
     }
 
-    fn receive(&mut self, inbox: &mut Inbox) -> Result<bool> {
-        loop {
-            match self.turn(Some(inbox))? {
-                Turn::Received(_) => return Ok(true),
-                Turn::Closed => return Ok(false),
-                Turn::Sent | Turn::Paced | Turn::Nothing => {}
-            }
-        }
-    }
-
     fn turn(&mut self, inbox: Option<&mut Inbox>) -> Result<Turn> {
         let Some(inbox) = inbox else { return self.step() };
         // A wait that ended otherwise left its receive with the engine: it is taken up again.

@@ -573,16 +573,6 @@ impl Transport for Tls {
         Ok(self.stream.is_flushed()? && !self.connection.wants_write())
     }
 
-    fn receive(&mut self, inbox: &mut Inbox) -> Result<bool> {
-        loop {
-            match self.turn(Some(inbox))? {
-                Turn::Received(_) => return Ok(true),
-                Turn::Closed => return Ok(false),
-                Turn::Sent | Turn::Paced | Turn::Nothing => {}
-            }
-        }
-    }
-
     fn turn(&mut self, inbox: Option<&mut Inbox>) -> Result<Turn> {
         let Some(inbox) = inbox else { return self.stream.turn(None) };
         let before = inbox.unread().len();

@@ -332,11 +332,12 @@ impl Wire {
     }
 }
 
-/// The peer is told every now and then, where it understands that and there is room for it: it waits for us.
+/// The peer is told every now and then, where it understands that and there is room for it: it waits for us. Within
+/// one process nobody's patience ends, and who pulses there would wait for a buffer that only a look of the other frees.
 impl Witness for Wire {
     fn worked(&mut self, bytes: u64) -> Result<()> {
         self.work = self.work.saturating_add(bytes.max(1));
-        if self.version < PULSING || self.told.elapsed() < PULSE_INTERVAL {
+        if self.limit.is_none() || self.version < PULSING || self.told.elapsed() < PULSE_INTERVAL {
             return Ok(());
         }
         self.told = Instant::now();
@@ -386,6 +387,17 @@ mod tests {
     /// Pulses of a busy peer come faster than this, also on a machine that has other things to do.
     const LATER: Duration = Duration::from_secs(3);
 
+    /// Pulses with growing work.
+    fn work_until(wire: &mut Wire, end: Instant) {
+        for work in 1.. {
+            wire.say(&Message::Pulse(work)).unwrap();
+            thread::sleep(SOON / 10);
+            if Instant::now() >= end {
+                return;
+            }
+        }
+    }
+
     fn is_given_up(near: &mut Wire) {
         let lost = near.next_frame().unwrap_err();
         assert_eq!(lost.kind(), Kind::Transient, "{}", lost.chain());
@@ -414,12 +426,7 @@ mod tests {
         let (mut near, mut far) = pair(LATER);
         let begun = Instant::now();
         let working = thread::spawn(move || {
-            let mut work = 0;
-            while begun.elapsed() < LATER + SOON {
-                work += 1;
-                far.say(&Message::Pulse(work)).unwrap();
-                thread::sleep(SOON / 10);
-            }
+            work_until(&mut far, begun + LATER + SOON);
             far.say(&Message::HaveEnd).unwrap();
         });
         assert_eq!(near.hear().unwrap(), Message::HaveEnd);
@@ -457,12 +464,7 @@ mod tests {
         let (mut near, mut far) = pair(LATER);
         let begun = Instant::now();
         let working = thread::spawn(move || {
-            let mut work = 0;
-            while begun.elapsed() < LATER + SOON {
-                work += 1;
-                far.say(&Message::Pulse(work)).unwrap();
-                thread::sleep(SOON / 10);
-            }
+            work_until(&mut far, begun + LATER + SOON);
             // And what it says at last is heard though nothing was taken.
             far.abort(&Error::new(Kind::Storage, "the disk is full"));
             far
@@ -470,6 +472,35 @@ mod tests {
         let said = fill(&mut near);
         assert!(said.is_from_peer() && said.chain().contains("disk is full"), "{}", said.chain());
         drop(working.join().unwrap());
+    }
+
+    /// Pulses that nobody counts once filled the few buffers of a local clone: the receiver, zeroing for a while,
+    /// waited for one that only the sender's next look could free, and the sender for the receiver.
+    #[test]
+    fn two_ends_in_one_process_do_not_pulse_at_each_other() {
+        let stop = std::sync::Arc::<std::sync::atomic::AtomicBool>::default();
+        let (near, far) = memory::pair(&stop).unwrap();
+        let (mut near, mut far) = (Wire::new(Box::new(near)).unwrap(), Wire::new(Box::new(far)).unwrap());
+        thread::scope(|scope| {
+            scope.spawn(|| far.greet().unwrap());
+            near.greet().unwrap();
+        });
+        let before = near.sent_bytes();
+        let (done, wait) = std::sync::mpsc::channel();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..10 * TRANSPORT_BUFFERS {
+                    near.told -= 2 * PULSE_INTERVAL;
+                    if near.worked(1).is_err() {
+                        break;
+                    }
+                }
+                done.send(near.sent_bytes()).unwrap();
+            });
+            let sent = wait.recv_timeout(Duration::from_secs(20));
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(sent, Ok(before), "the worker waits for a peer that is not listening");
+        });
     }
 
     #[test]

@@ -11,7 +11,7 @@ use blockferry::receiver::{self, Received, Site};
 use blockferry::sender::{self, Compress, Order, Outcome, Pass};
 use blockferry::state::{HAVE, JOURNAL, NEXT, ReplicaRecord, SourceRecord, Stage};
 use blockferry::transport::memory::{self, Memory};
-use blockferry::transport::{Inbox, Transport, Wire};
+use blockferry::transport::{Inbox, Transport, Turn, Wire};
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -93,10 +93,10 @@ impl Transport for Tap {
         self.alive()?.flush()
     }
 
-    fn receive(&mut self, inbox: &mut Inbox) -> Result<bool> {
+    fn turn(&mut self, inbox: Option<&mut Inbox>) -> Result<Turn> {
         match self.alive() {
-            Ok(inner) => inner.receive(inbox),
-            Err(_) => Ok(false),
+            Ok(inner) => inner.turn(inbox),
+            Err(_) => Ok(Turn::Closed),
         }
     }
 }
