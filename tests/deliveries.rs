@@ -3,7 +3,7 @@
 #[path = "rig/ferry.rs"]
 mod ferry;
 
-use blockferry::attempt::{self, Delivery, Host, Origin, Place, Reading, Remote, Replicated, Snapshots};
+use blockferry::attempt::{self, Delivery, Errand, Host, Origin, Place, Reading, Remote, Replicated, Snapshots};
 use blockferry::error::{Error, Kind};
 use blockferry::progress::Progress;
 use blockferry::ring::Choice;
@@ -50,16 +50,16 @@ impl Stand {
     }
 
     /// Replicates to these places; `change` says what else is asked.
-    fn replicate(&self, targets: &[Place], change: impl Fn(usize, &mut Delivery<'_>)) -> Replicated {
+    fn replicate(&self, targets: &[Place], change: impl Fn(usize, &mut Errand)) -> Replicated {
         let progress: Vec<(Arc<Progress>, Arc<Progress>)> = targets.iter().map(|_| Default::default()).collect();
         let deliveries: Vec<Delivery<'_>> = targets
             .iter()
             .zip(&progress)
             .enumerate()
             .map(|(at, (target, (here, there)))| {
-                let mut delivery = Delivery::new(target.clone(), self.remote(), here, there);
-                change(at, &mut delivery);
-                delivery
+                let mut errand = Errand::new(target.clone(), self.remote());
+                change(at, &mut errand);
+                Delivery { errand, here, there }
             })
             .collect();
         let (origin, reading) = self.open();
@@ -107,9 +107,9 @@ fn a_delivery_that_is_refused_hurts_no_other_and_leaves_nothing() {
     let stand = Stand::new(3 * MIB);
     stand.ferry.image("foreign", &noise(2, 3 * MIB));
     let targets = [stand.place("foreign"), stand.place("good"), stand.place("source"), stand.there("good")];
-    let replicated = stand.replicate(&targets, |at, delivery| {
+    let replicated = stand.replicate(&targets, |at, errand| {
         if at == 3 {
-            delivery.remote.shell = "sh -c 'exit 7'".to_owned();
+            errand.remote.shell = "sh -c 'exit 7'".to_owned();
         }
     });
     let kinds: Vec<Option<Kind>> = replicated.deliveries.iter().map(|result| result.as_ref().err().map(Error::kind)).collect();
@@ -127,7 +127,7 @@ fn a_generation_is_as_old_as_its_snapshot_and_not_as_its_transfer() {
     std::thread::sleep(std::time::Duration::from_millis(30));
     let (here, there) = <(Arc<Progress>, Arc<Progress>)>::default();
     let target = stand.place("replica");
-    let deliveries = [Delivery::new(target.clone(), stand.remote(), &here, &there)];
+    let deliveries = [Delivery { errand: Errand::new(target.clone(), stand.remote()), here: &here, there: &there }];
     all_well(&attempt::replicate(&stand.host, &origin, reading, &deliveries));
     assert_eq!(stand.known(&target), Some((1, taken_ms)));
 }

@@ -27,12 +27,12 @@ pub struct Host {
     pub terms: Terms,
 }
 
-/// Where a snapshot is to arrive, and how.
+/// Where a volume is to arrive, and what is asked for on the way.
 #[derive(Clone, Debug)]
-pub struct Delivery<'a> {
+pub struct Errand {
     /// The replica: `blockferry://…`, HOST:PATH, or a path of this host.
     pub target: Place,
-    /// Replicate, or find out what that would take (`Plan`).
+    /// Replicate, find out what that would take (`Plan`), or verify.
     pub purpose: Purpose,
     /// Hash the replica anew and send what differs.
     pub resync: bool,
@@ -44,20 +44,27 @@ pub struct Delivery<'a> {
     pub extent_bytes: Option<u32>,
     /// Digest of a new pair.
     pub algorithm: Option<Algorithm>,
-    /// How a target on another host is reached through a shell.
+    /// How other hosts are reached through a shell.
     pub remote: Remote,
     /// The key of the receiver daemon, where it was typed.
     pub pin: Option<Pin>,
+}
+
+/// One errand on its way.
+#[derive(Clone, Debug)]
+pub struct Delivery<'a> {
+    /// What it is about.
+    pub errand: Errand,
     /// What is counted here, and the flag that stops this delivery.
     pub here: &'a Progress,
     /// What the receiver counts where it runs in this process.
     pub there: &'a Progress,
 }
 
-impl<'a> Delivery<'a> {
+impl Errand {
     /// Replication to `target` with everything else as it is without an option.
-    pub fn new(target: Place, remote: Remote, here: &'a Progress, there: &'a Progress) -> Delivery<'a> {
-        Delivery {
+    pub fn new(target: Place, remote: Remote) -> Errand {
+        Errand {
             target,
             purpose: Purpose::Replicate,
             resync: false,
@@ -67,8 +74,6 @@ impl<'a> Delivery<'a> {
             algorithm: None,
             remote,
             pin: None,
-            here,
-            there,
         }
     }
 

@@ -7,8 +7,8 @@
 //! | here | `blockferry://…` | this thread | the daemon there |
 //! | there | here | `blockferry sender --stdio` there | this thread |
 
-use super::delivery::{Delivery, Host, Pair};
-use super::link::{Remote, stall_argument};
+use super::delivery::{Delivery, Errand, Host, Pair};
+use super::link::stall_argument;
 use super::place::{Place, absolute};
 use super::reading::{Origin, Snapshots, When};
 use super::replicas::HostReplicas;
@@ -19,12 +19,11 @@ use crate::digest::Algorithm;
 use crate::error::{Context, Error, Kind, Result};
 use crate::format::stream::{Counts, Mode, Purpose};
 use crate::limits::GREETING_TIMEOUT;
-use crate::pin::Pin;
 use crate::progress::Progress;
 use crate::receiver;
 use crate::ring::Choice;
 use crate::sender::{self, Compress, Outcome, Pass};
-use crate::state::{HostFiles, Lock, StateDir};
+use crate::state::{HostFiles, Lock};
 use crate::transport::stream::Stream;
 use crate::transport::{Terms, Wire};
 use std::ops::Range;
@@ -37,66 +36,24 @@ use std::sync::Arc;
 pub struct Job {
     /// The volume.
     pub source: Place,
-    /// The replica.
-    pub target: Place,
-    /// Replicate, plan or verify.
-    pub purpose: Purpose,
-    /// Hash the replica anew and send what differs.
-    pub resync: bool,
-    /// The target's unknown content may be lost.
-    pub overwrite: bool,
-    /// How hard to compress; `None` chooses by where the target is.
-    pub compress: Option<Compress>,
-    /// Extent size of a new pair.
-    pub extent_bytes: Option<u32>,
-    /// Digest of a new pair.
-    pub algorithm: Option<Algorithm>,
-    /// How to reach other hosts.
-    pub remote: Remote,
-    /// The key of the receiver daemon, where it was typed.
-    pub pin: Option<Pin>,
-    /// Which engine moves the bytes.
-    pub choice: Choice,
+    /// Where it goes, and what is asked for.
+    pub errand: Errand,
     /// Whether and how the source is snapshotted.
     pub snapshots: Snapshots,
-    /// What we remember.
-    pub state: StateDir,
-    /// What connections to other hosts are held to.
-    pub terms: Terms,
+    /// What this host brings along.
+    pub host: Host,
 }
 
 type OnDifference<'a> = dyn FnMut(Range<u64>) + Send + 'a;
 
-impl Job {
-    fn host(&self) -> Host {
-        Host { state: self.state.clone(), choice: self.choice, terms: self.terms.clone() }
-    }
-
-    fn delivery<'a>(&self, here: &'a Progress, there: &'a Progress) -> Delivery<'a> {
-        Delivery {
-            target: self.target.clone(),
-            purpose: self.purpose,
-            resync: self.resync,
-            overwrite: self.overwrite,
-            compress: self.compress,
-            extent_bytes: self.extent_bytes,
-            algorithm: self.algorithm,
-            remote: self.remote.clone(),
-            pin: self.pin,
-            here,
-            there,
-        }
-    }
-}
-
 /// Brings DST to what SRC is now, or (purpose `Plan`) finds out what that would take.
 pub fn clone(job: &Job, here: &Progress, there: &Progress, on_difference: &mut OnDifference<'_>) -> Result<Report> {
-    match (&job.source, &job.target) {
-        (Place::Local(source), _) => {
-            let (host, delivery) = (job.host(), job.delivery(here, there));
+    match (&job.source, &job.errand.target) {
+        (Place::Local(source), target) => {
+            let delivery = Delivery { errand: job.errand.clone(), here, there };
             let origin = Origin::find(source)?;
-            let half = Half::open(&host, &origin, Pair::of(&host.state, &origin.path, &job.target)?, &delivery, None)?;
-            with_source(job, &origin, half, &delivery, |pass| carry(&host, &delivery, pass), on_difference)
+            let half = Half::open(&job.host, &origin, Pair::of(&job.host.state, &origin.path, target)?, &delivery.errand, None)?;
+            with_source(job, &origin, half, &delivery, |pass| carry(&job.host, &delivery, pass), on_difference)
         }
         (Place::Receiver { .. }, _) => {
             Err(Error::new(Kind::Usage, "a replica of a receiver is no source: name its device on its own host"))
@@ -113,10 +70,11 @@ pub fn verify(job: &Job, here: &Progress, there: &Progress, on_difference: &mut 
     let Place::Local(source) = &job.source else {
         return Err(Error::new(Kind::Usage, "verify reads SRC on this host: run it on the host of the source"));
     };
-    let (host, origin) = (job.host(), Origin::find(source)?);
-    let pair = Pair::of(&host.state, &origin.path, &job.target)?;
-    let delivery = Delivery { purpose: Purpose::Verify, compress: Some(Compress::None), ..job.delivery(here, there) };
-    in_passing(job, &origin, &pair.target, &delivery, |pass| carry(&host, &delivery, pass), on_difference)
+    let origin = Origin::find(source)?;
+    let pair = Pair::of(&job.host.state, &origin.path, &job.errand.target)?;
+    let errand = Errand { purpose: Purpose::Verify, compress: Some(Compress::None), ..job.errand.clone() };
+    let delivery = Delivery { errand, here, there };
+    in_passing(job, &origin, &pair.target, &delivery, |pass| carry(&job.host, &delivery, pass), on_difference)
 }
 
 /// Makes the snapshot and runs a pass with it.
@@ -128,11 +86,11 @@ fn with_source(
     run: impl FnOnce(&mut Pass<'_>) -> Result<Outcome>,
     on_difference: &mut OnDifference<'_>,
 ) -> Result<Report> {
-    let result = origin.open(&job.snapshots, half.changed_bytes(), job.choice).and_then(|mut reading| {
+    let result = origin.open(&job.snapshots, half.changed_bytes(), job.host.choice).and_then(|mut reading| {
         let result = half.pass(delivery, &mut reading, on_difference, run);
         reading.close(result)
     });
-    half.settle(delivery, result)
+    half.settle(&delivery.errand, result)
 }
 
 /// Runs a pass that remembers nothing: its few files lie in a folder of their own until it ends.
@@ -144,14 +102,14 @@ fn in_passing(
     run: impl FnOnce(&mut Pass<'_>) -> Result<Outcome>,
     on_difference: &mut OnDifference<'_>,
 ) -> Result<Report> {
-    let mut record = passing_record(&origin.path, target, delivery.wishes())?;
-    let folder = job.state.path().join(format!("verify-{}", record.relationship));
+    let mut record = passing_record(&origin.path, target, delivery.errand.wishes())?;
+    let folder = job.host.state.path().join(format!("verify-{}", record.relationship));
     std::fs::create_dir(&folder).context(Kind::Failed, || format!("make {}", folder.display()))?;
     // Tells a live verification from what a killed one left.
     let _lock = Lock::take(&folder, "the verification")?;
     let files = HostFiles::new(&folder);
-    let result = origin.open(&job.snapshots, None, job.choice).and_then(|mut reading| {
-        let order = delivery.order(reading.taken_ms);
+    let result = origin.open(&job.snapshots, None, job.host.choice).and_then(|mut reading| {
+        let order = delivery.errand.order(reading.taken_ms);
         let (disk, mut watch) = reading.parts();
         let result = run(&mut Pass {
             source: disk,
@@ -175,7 +133,8 @@ fn pull(job: &Job, host: &str, path: &str, target: &Path, progress: &Progress) -
     let target = absolute(target)?.display().to_string();
     let label = format!("{}:{target}", nix::unistd::gethostname().unwrap_or_default().to_string_lossy());
     let mut arguments = vec!["sender", "--stdio", "--target", &target, "--label", &label];
-    let flags = [(job.purpose == Purpose::Plan, "--dry-run"), (job.overwrite, "--overwrite"), (job.resync, "--resync")];
+    let flags =
+        [(job.errand.purpose == Purpose::Plan, "--dry-run"), (job.errand.overwrite, "--overwrite"), (job.errand.resync, "--resync")];
     arguments.extend(flags.iter().filter(|(set, _)| *set).map(|(_, flag)| *flag));
     let snapshot = match job.snapshots.when {
         When::Auto => "--snapshot=auto",
@@ -183,20 +142,20 @@ fn pull(job: &Job, host: &str, path: &str, target: &Path, progress: &Progress) -
         When::Never => "--snapshot=never",
     };
     arguments.push(snapshot);
-    let compress = job.compress.map(|compress| format!("--compress={compress}"));
-    let extent = job.extent_bytes.map(|bytes| format!("--extent-size={bytes}"));
-    let hash = job.algorithm.map(|algorithm| format!("--hash={}", if algorithm == Algorithm::Blake3 { "blake3" } else { "xxh3" }));
+    let compress = job.errand.compress.map(|compress| format!("--compress={compress}"));
+    let extent = job.errand.extent_bytes.map(|bytes| format!("--extent-size={bytes}"));
+    let hash = job.errand.algorithm.map(|algorithm| format!("--hash={}", if algorithm == Algorithm::Blake3 { "blake3" } else { "xxh3" }));
     arguments.extend([&compress, &extent, &hash].into_iter().flatten().map(String::as_str));
-    let stall = stall_argument(&job.terms);
+    let stall = stall_argument(&job.host.terms);
     arguments.extend(stall.as_deref());
     arguments.extend(["--", path]);
-    let (link, wire) = job.remote.connect(host, &arguments, job.choice, &job.terms, &progress.stop)?;
-    let mut replicas = HostReplicas::new(job.state.clone(), job.choice);
+    let (link, wire) = job.errand.remote.connect(host, &arguments, job.host.choice, &job.host.terms, &progress.stop)?;
+    let mut replicas = HostReplicas::new(job.host.state.clone(), job.host.choice);
     let received = wire.and_then(|mut wire| receiver::receive(&mut wire, &mut replicas, progress));
     let received = link.close(received)?;
     let mode = if received.ack.is_some_and(|ack| ack.generation > 1) { Mode::Journal } else { Mode::Direct };
     let counts = received.end.map_or_else(Counts::default, |end| end.counts);
-    Ok(Report { ack: received.ack, mode: if job.purpose == Purpose::Plan { Mode::Nothing } else { mode }, counts, adopted: None })
+    Ok(Report { ack: received.ack, mode: if job.errand.purpose == Purpose::Plan { Mode::Nothing } else { mode }, counts, adopted: None })
 }
 
 /// The far end of a pull: sends `source` over standard input and output.
@@ -204,16 +163,16 @@ pub fn serve_sender(job: &Job, target: &str, label: &str, progress: &Progress) -
     let Place::Local(path) = &job.source else {
         return Err(Error::new(Kind::Usage, "the far end of a pull sends a path of its own host"));
     };
-    let mut wire = stdio(job.choice, &job.terms, progress)?;
+    let mut wire = stdio(job.host.choice, &job.host.terms, progress)?;
     let mut began = false;
     let run = |pass: &mut Pass<'_>| {
         began = true;
         sender::send(pass, &mut wire)
     };
     let pair = Pair { label: label.to_owned(), target: target.to_owned(), known: None };
-    let (host, delivery) = (job.host(), job.delivery(progress, progress));
+    let delivery = Delivery { errand: job.errand.clone(), here: progress, there: progress };
     let result = Origin::find(path).and_then(|origin| {
-        let half = Half::open(&host, &origin, pair, &delivery, None)?;
+        let half = Half::open(&job.host, &origin, pair, &delivery.errand, None)?;
         with_source(job, &origin, half, &delivery, run, &mut |_| {})
     });
     if let (Err(error), false) = (&result, began) {

@@ -13,7 +13,7 @@ mod replicate;
 mod sources;
 mod way;
 
-pub use delivery::{Delivery, Host, changed_bytes, known, label};
+pub use delivery::{Delivery, Errand, Host, changed_bytes, known, label};
 pub use line::{Job, clone, excuse, serve_sender, stdio, verify};
 pub use link::Remote;
 pub use place::Place;

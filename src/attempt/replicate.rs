@@ -1,7 +1,7 @@
 //! One snapshot, several receivers: each delivery has a pair, a cursor and a result of its own, and shares nothing
 //! with the others but what is read.
 
-use super::delivery::{Delivery, Host, Pair};
+use super::delivery::{Delivery, Errand, Host, Pair};
 use super::reading::{Origin, Reading};
 use super::sources::Source;
 use super::way::carry;
@@ -46,10 +46,10 @@ pub(super) struct Half {
 
 impl Half {
     /// Takes the half. `snapshot_bytes`: the size of the snapshot where it is made already.
-    pub fn open(host: &Host, origin: &Origin, pair: Pair, delivery: &Delivery<'_>, snapshot_bytes: Option<u64>) -> Result<Half> {
-        let remember = delivery.purpose == Purpose::Replicate;
+    pub fn open(host: &Host, origin: &Origin, pair: Pair, errand: &Errand, snapshot_bytes: Option<u64>) -> Result<Half> {
+        let remember = errand.purpose == Purpose::Replicate;
         let Pair { label, target, known } = pair;
-        let source = Source::open(&host.state, &origin.path, &label, known, delivery.wishes(), snapshot_bytes, remember)?;
+        let source = Source::open(&host.state, &origin.path, &label, known, errand.wishes(), snapshot_bytes, remember)?;
         Ok(Half { source, target })
     }
 
@@ -66,7 +66,7 @@ impl Half {
         on_difference: &mut dyn FnMut(Range<u64>),
         run: impl FnOnce(&mut Pass<'_>) -> Result<Outcome>,
     ) -> Result<Outcome> {
-        let order = delivery.order(reading.taken_ms);
+        let order = delivery.errand.order(reading.taken_ms);
         let (disk, mut watch) = reading.parts();
         run(&mut Pass {
             source: disk,
@@ -81,11 +81,11 @@ impl Half {
     }
 
     /// Ends the delivery. A plan, or a refusal at the first contact, leaves nothing behind.
-    pub fn settle(self, delivery: &Delivery<'_>, result: Result<Outcome>) -> Result<Report> {
+    pub fn settle(self, errand: &Errand, result: Result<Outcome>) -> Result<Report> {
         let never_paired = self.source.is_new && self.source.record.generation == 0;
         let refused =
             matches!(&result, Err(error) if matches!(error.kind(), Kind::Refused | Kind::Usage | Kind::Operator | Kind::Snapshot));
-        if never_paired && (refused || delivery.purpose != Purpose::Replicate) {
+        if never_paired && (refused || errand.purpose != Purpose::Replicate) {
             self.source.forget();
         }
         result.map(Report::from)
@@ -102,12 +102,12 @@ pub fn replicate(host: &Host, origin: &Origin, mut reading: Reading, deliveries:
 }
 
 fn deliver(host: &Host, origin: &Origin, reading: &mut Reading, delivery: &Delivery<'_>) -> Result<Report> {
-    if delivery.purpose == Purpose::Verify {
+    if delivery.errand.purpose == Purpose::Verify {
         return Err(Error::new(Kind::Failed, "a verification delivers nothing"));
     }
-    let pair = Pair::of(&host.state, &origin.path, &delivery.target)?;
-    let mut half = Half::open(host, origin, pair, delivery, Some(reading.bytes()))?;
+    let pair = Pair::of(&host.state, &origin.path, &delivery.errand.target)?;
+    let mut half = Half::open(host, origin, pair, &delivery.errand, Some(reading.bytes()))?;
     let result = half.pass(delivery, reading, &mut |_| {}, |pass| carry(host, delivery, pass));
     let result = reading.explain(result);
-    half.settle(delivery, result)
+    half.settle(&delivery.errand, result)
 }

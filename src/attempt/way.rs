@@ -12,7 +12,7 @@ use crate::transport::{Wire, memory};
 
 /// Runs the pass against the delivery's receiver, wherever it is.
 pub fn carry(host: &Host, delivery: &Delivery<'_>, pass: &mut Pass<'_>) -> Result<Outcome> {
-    match &delivery.target {
+    match &delivery.errand.target {
         Place::Local(_) => local(host, delivery, pass),
         Place::Remote { host: name, .. } => push(host, delivery, pass, name),
         Place::Receiver { address, .. } => deliver(host, delivery, pass, address),
@@ -48,14 +48,14 @@ fn better_of(sent: Result<Outcome>, received: Result<Received>) -> Result<Outcom
 fn push(host: &Host, delivery: &Delivery<'_>, pass: &mut Pass<'_>, name: &str) -> Result<Outcome> {
     let stall = stall_argument(&host.terms);
     let arguments: Vec<&str> = ["receiver", "--stdio"].into_iter().chain(stall.as_deref()).collect();
-    let (link, wire) = delivery.remote.connect(name, &arguments, host.choice, &host.terms, &delivery.here.stop)?;
+    let (link, wire) = delivery.errand.remote.connect(name, &arguments, host.choice, &host.terms, &delivery.here.stop)?;
     let result = wire.and_then(|mut wire| sender::send(pass, &mut wire));
     link.close(result)
 }
 
 /// A receiver daemon.
 fn deliver(host: &Host, delivery: &Delivery<'_>, pass: &mut Pass<'_>, address: &str) -> Result<Outcome> {
-    let mut wire = receivers::wire(host, address, delivery.pin, delivery.here)?;
+    let mut wire = receivers::wire(host, address, delivery.errand.pin, delivery.here)?;
     match sender::send(pass, &mut wire) {
         // A signal that stopped the receiver is none to us: the next try may find it running again.
         Err(error) if error.is_from_peer() && error.kind() == Kind::Interrupted && !delivery.here.stopped() => {

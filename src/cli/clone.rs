@@ -4,7 +4,7 @@ use super::arguments::{CloneOptions, Common, PassOptions, RemoteOptions, Snapsho
 use super::bar::Bar;
 use super::output::Output;
 use super::signals;
-use crate::attempt::{self, Job, Place, Remote};
+use crate::attempt::{self, Errand, Host, Job, Place, Remote};
 use crate::disk::guard;
 use crate::error::Result;
 use crate::format::stream::Purpose;
@@ -39,22 +39,19 @@ pub fn job(
     snapshot: &SnapshotOptions,
     remote: &RemoteOptions,
 ) -> Result<Job> {
-    Ok(Job {
-        source: src.clone(),
-        target: dst.clone(),
+    let reached = Remote { shell: remote.rsh.clone(), program: remote.remote_program.clone() };
+    let errand = Errand {
         purpose: if pass.is_some_and(|pass| pass.dry_run) { Purpose::Plan } else { Purpose::Replicate },
         resync: pass.is_some_and(|pass| pass.resync),
         overwrite: pass.is_some_and(|pass| pass.overwrite),
         compress: pass.and_then(|pass| pass.compress),
         extent_bytes: pass.and_then(|pass| pass.extent_size),
         algorithm: pass.and_then(|pass| pass.hash).map(Into::into),
-        remote: Remote { shell: remote.rsh.clone(), program: remote.remote_program.clone() },
         pin: remote.pin,
-        choice: common.io.into(),
-        snapshots: snapshot.policy(),
-        state: state_dir(common)?,
-        terms: terms(remote),
-    })
+        ..Errand::new(dst.clone(), reached)
+    };
+    let host = Host { state: state_dir(common)?, choice: common.io.into(), terms: terms(remote) };
+    Ok(Job { source: src.clone(), errand, snapshots: snapshot.policy(), host })
 }
 
 /// What connections to other hosts are held to.

@@ -21,7 +21,7 @@ pub fn run(common: &Common, options: &VerifyOptions, output: &Output) -> Result<
     let stop = signals::stop_flag()?;
     let (here, there) = (Progress::new(stop.clone()), Progress::new(stop));
     let began = Instant::now();
-    let extent_bytes = u64::from(job.extent_bytes.unwrap_or(EXTENT_BYTES_DEFAULT));
+    let extent_bytes = u64::from(job.errand.extent_bytes.unwrap_or(EXTENT_BYTES_DEFAULT));
     let (mut ranges, mut bytes) = (0u64, 0u64);
     let mut told = |range: Range<u64>| {
         ranges += 1;
@@ -58,7 +58,7 @@ pub fn run(common: &Common, options: &VerifyOptions, output: &Output) -> Result<
         return Err(differs(format!("{message}; `blockferry verify --repair` sends just that")));
     }
     output.text(&message);
-    job.resync = true;
+    job.errand.resync = true;
     let began = Instant::now();
     let bar = Bar::show(output, &here, &there);
     let report = attempt::clone(&job, &here, &there, &mut |_| {});

@@ -15,6 +15,7 @@ mod survey;
 mod target;
 
 pub use journaler::Walk;
+pub use recovery::belongs;
 pub use site::{Replicas, Site};
 
 use crate::digest::{Digest, Hasher};

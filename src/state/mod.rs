@@ -116,10 +116,13 @@ impl StateDir {
         side_path(&self.root, side).join(relationship.to_string())
     }
 
-    /// The files of a relationship; makes its folder.
+    /// The files of a relationship; makes its folder. From here on no crash takes the folder away from around them.
     pub fn files(&self, side: Side, relationship: &Uuid) -> Result<HostFiles> {
         let folder = self.folder(side, relationship);
         make_dir(&folder)?;
+        // Who made it may have been killed before its name was durable.
+        files::sync_folder(&side_path(&self.root, side))?;
+        files::sync_folder(&self.root)?;
         Ok(HostFiles::new(&folder))
     }
 }

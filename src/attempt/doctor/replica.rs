@@ -6,10 +6,9 @@ use crate::digest::Hasher;
 use crate::disk::identity;
 use crate::disk::raw::{Access, RawDisk};
 use crate::error::{Kind, Result};
-use crate::format::journal::Belongs;
 use crate::format::manifest::About;
 use crate::format::stream::{Frame, Message};
-use crate::receiver::Walk;
+use crate::receiver::{self, Walk};
 use crate::ring::Choice;
 use crate::state::manifest::{Damage, Manifest};
 use crate::state::{HostFiles, JOURNAL, MANIFEST, NEXT, ReplicaRecord, Stage};
@@ -115,14 +114,7 @@ enum Contents {
 }
 
 fn read_journal(path: &Path, record: &ReplicaRecord, choice: Choice) -> Result<Contents> {
-    let expected = Belongs {
-        relationship: record.relationship,
-        epoch: record.epoch,
-        base_generation: record.generation,
-        base_root: record.root,
-        geometry: record.geometry()?,
-        algorithm: record.algorithm,
-    };
+    let expected = receiver::belongs(record)?;
     let mut walk = match Walk::open(Box::new(RawDisk::open(path, Access::Read, choice)?)) {
         Ok((found, walk)) if found == expected => walk,
         Err(error) if error.kind() != Kind::Failed => return Err(error),
