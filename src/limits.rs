@@ -180,5 +180,3 @@ pub const RETRY_INITIAL: Duration = Duration::from_secs(30);
 pub const RETRY_MAX: Duration = Duration::from_secs(30 * 60);
 /// How long a run waits for a quiet volume where quiet_after is set and quiet_wait_max is not.
 pub const QUIET_WAIT_MAX: Duration = Duration::from_secs(10 * 60);
-/// History that is kept: one file of this size being written, and the full one before it. A line has some 500 bytes.
-pub const HISTORY_BYTES_MAX: u64 = 4 << 20;

@@ -4,7 +4,6 @@
 //! ```text
 //! STATE/agent/jobs/<name>/            lock  book.json      a job's schedule and outcomes
 //! STATE/sources/<relationship>/       current.json         what goes with the pair, whatever its job is called
-//! STATE/agent/history.jsonl           one line for each run (history.rs)
 //! ```
 //!
 //! All of it is replaced as a whole and may be lost: a lost book costs a run at once, a lost `current.json` a
@@ -137,7 +136,7 @@ pub struct Current {
     pub generation: u64,
     /// The boot in which the writes were counted.
     pub boot_id: String,
-    /// What the kernel had counted before the snapshot of that generation was made (`idle.rs`).
+    /// What the kernel had counted before the snapshot of that generation was made.
     pub counted: String,
     /// The last moment at which the source was still as that generation.
     pub unchanged_ms: u64,

@@ -6,6 +6,7 @@ use crate::error::{Context, Kind, Result};
 use crate::extent::{ExtentIndex, Geometry};
 use crate::format::stream::{DataTable, Encoding, ExtentLine};
 use crate::limits::PACK_BYTES;
+use crate::settings::by_text;
 use std::str::FromStr;
 
 /// How hard to compress.
@@ -18,6 +19,8 @@ pub enum Compress {
     /// This zstd level; what does not shrink is stored.
     Level(i32),
 }
+
+by_text!(Compress);
 
 /// The level of `auto`: the measured knee between speed and ratio.
 const AUTO_LEVEL: i32 = 1;

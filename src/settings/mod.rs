@@ -83,7 +83,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 }
 
 /// The largest unit that states a time exactly, so that files show it as it was written.
-fn write_duration(time: Duration) -> String {
+pub fn write_duration(time: Duration) -> String {
     let ms = time.as_millis();
     let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1000, "s")];
     let unit = units.into_iter().find(|(unit, _)| ms > 0 && ms.is_multiple_of(*unit));
@@ -116,24 +116,6 @@ macro_rules! by_text {
     )+};
 }
 pub(crate) use by_text;
-
-/// For `#[serde(with = …)]` on an optional time; say `default` as well.
-pub mod optional_duration {
-    use super::*;
-
-    /// As [`duration::serialize`].
-    pub fn serialize<S: Serializer>(time: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
-        match time {
-            Some(time) => duration::serialize(time, serializer),
-            None => serializer.serialize_none(),
-        }
-    }
-
-    /// As [`duration::deserialize`].
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-        duration::deserialize(deserializer).map(Some)
-    }
-}
 
 /// For `#[serde(with = …)]`.
 pub mod duration {

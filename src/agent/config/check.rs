@@ -1,6 +1,7 @@
 //! What the types of agent.toml do not say: names that are found, pairs that are one job's alone.
 
 use super::typed::{AgentFile, JobEntry};
+use crate::limits::STALL_TIMEOUT_MIN;
 use crate::settings::check_name;
 use std::collections::BTreeSet;
 
@@ -55,6 +56,9 @@ fn check_job(job: &JobEntry) -> Result<(), String> {
     }
     if job.pause.is_some() && !job.continuous {
         return Err("pause is the time between the passes of a continuous job: continuous = true is missing".to_owned());
+    }
+    if job.stall_timeout.is_some_and(|span| span.0 < STALL_TIMEOUT_MIN) {
+        return Err(format!("stall_timeout must be {} s at least: a busy peer says so every two", STALL_TIMEOUT_MIN.as_secs()));
     }
     if job.hooks.iter().any(|hook| hook.run.is_empty()) {
         return Err("a hook runs nothing".to_owned());

@@ -1,10 +1,11 @@
 //! A job as it is meant: every default filled in, every name found.
 
-use super::typed::{BandwidthEntry, HookEntry, JobEntry, NotifyEntry, OnOverflow, ReceiverEntry, SnapshotWhen, WindowEntry};
+use super::typed::{HookEntry, JobEntry, NotifyEntry, OnOverflow, ReceiverEntry, SnapshotWhen};
 use crate::attempt::{Place, Remote, Snapshots, When};
 use crate::digest::Algorithm;
 use crate::lvm::Policy;
 use crate::pin::Pin;
+use crate::schedule::{Calendar, Table, Window};
 use crate::sender::Compress;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -25,7 +26,7 @@ pub struct Job {
     /// Starts are spread over so much time.
     pub random_delay: Duration,
     /// When runs may begin.
-    pub window: Option<WindowEntry>,
+    pub window: Option<Window>,
     /// How far behind a replica may be, where that was said.
     pub rpo: Option<Duration>,
     /// How hard to compress.
@@ -47,7 +48,7 @@ pub struct Job {
     /// When a failed run is tried again.
     pub retry: Retry,
     /// How much of the line, and when.
-    pub bandwidth: Vec<BandwidthEntry>,
+    pub bandwidth: Table,
     /// How snapshots are made.
     pub snapshot: Snapshotting,
     /// What runs around the snapshot.
@@ -100,10 +101,8 @@ pub enum Way {
 /// What starts a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trigger {
-    /// A calendar as systemd writes it.
-    Calendar(String),
-    /// A calendar as cron writes it.
-    Cron(String),
+    /// A calendar, in systemd's spelling or cron's.
+    Calendar(Calendar),
     /// An interval from start to start.
     Every(Duration),
     /// The end of the last run, and a pause.
@@ -137,8 +136,8 @@ pub struct Snapshotting {
 /// When replicas are compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verify {
-    /// A calendar as systemd writes it.
-    pub schedule: String,
+    /// On these days and times.
+    pub schedule: Calendar,
     /// The replica is covered in so many rounds.
     pub rounds: u32,
 }
@@ -146,7 +145,7 @@ pub struct Verify {
 impl Job {
     /// From an entry that [`complete`](super::complete) has been over and [`check`](super::check) found sound.
     pub(super) fn from_entry(entry: &JobEntry, receivers: &[ReceiverEntry]) -> Result<Job, String> {
-        let span = |span: Option<super::words::Span>| span.map_or(Duration::ZERO, |span| span.0);
+        let span = |span: Option<super::span::Span>| span.map_or(Duration::ZERO, |span| span.0);
         let retry = entry.retry.ok_or("no retry")?;
         let named = |name: &String| {
             let found = receivers.iter().find(|receiver| receiver.name == *name);
@@ -159,10 +158,10 @@ impl Job {
             trigger: trigger(entry)?,
             persistent: entry.persistent.unwrap_or(true),
             random_delay: span(entry.random_delay),
-            window: entry.window.clone(),
+            window: entry.window,
             rpo: entry.rpo.map(|span| span.0),
-            compress: entry.compress.map(|word| word.0),
-            extent_bytes: entry.extent_size.map(|word| extent_bytes(word.0.0)).transpose()?,
+            compress: entry.compress,
+            extent_bytes: entry.extent_size.map(|size| extent_bytes(size.0)).transpose()?,
             algorithm: entry.hash,
             max_concurrent: entry.max_concurrent.unwrap_or(1),
             quiet_after: span(entry.quiet_after),
@@ -207,7 +206,7 @@ impl Receiver {
 fn trigger(entry: &JobEntry) -> Result<Trigger, String> {
     let mut all = Vec::new();
     all.extend(entry.schedule.clone().map(Trigger::Calendar));
-    all.extend(entry.cron.clone().map(Trigger::Cron));
+    all.extend(entry.cron.clone().map(|cron| Trigger::Calendar(cron.into())));
     all.extend(entry.every.map(|span| Trigger::Every(span.0)));
     all.extend(entry.continuous.then(|| Trigger::Continuous(entry.pause.map_or(Duration::ZERO, |span| span.0))));
     if let Some(after) = &entry.after {
@@ -234,8 +233,8 @@ fn snapshotting(entry: &JobEntry) -> Snapshotting {
         Some(SnapshotWhen::Never) => When::Never,
     };
     let mut policy = Policy::default();
-    policy.size = typed.size.map_or(policy.size, |word| word.0);
-    policy.min_vg_free = typed.min_vg_free.map_or(policy.min_vg_free, |word| word.0);
+    policy.size = typed.size.unwrap_or(policy.size);
+    policy.min_vg_free = typed.min_vg_free.unwrap_or(policy.min_vg_free);
     Snapshotting { snapshots: Snapshots { when, policy }, on_overflow: typed.on_overflow.unwrap_or_default() }
 }
 

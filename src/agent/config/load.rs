@@ -2,8 +2,8 @@
 
 use super::check::check;
 use super::job::Job;
+use super::span::Span;
 use super::typed::{AgentFile, Defaults, Metrics, RetryEntry, SnapshotEntry};
-use super::words::{Span, Word};
 use crate::error::{Context, Error, Kind, Result};
 use crate::limits::{AGENT_RUNS_DEFAULT, CONNECT_TIMEOUT, QUIET_WAIT_MAX, RETRY_INITIAL, RETRY_MAX, STALL_TIMEOUT, TRANSFERS_DEFAULT};
 use crate::sender::Compress;
@@ -29,7 +29,7 @@ pub struct AgentConfig {
 impl AgentConfig {
     /// Reads and checks agent.toml and, in the order of their names, `conf.d/*.toml` beside it.
     pub fn load(path: &Path) -> Result<AgentConfig> {
-        let hint = || format!("read {} (`blockferry config example --agent` prints one to begin with)", path.display());
+        let hint = || format!("read {} (docs/examples/agent.toml is one to begin with)", path.display());
         let mut texts = vec![(path.to_owned(), std::fs::read_to_string(path).context(Kind::Usage, hint)?)];
         let folder = path.parent().unwrap_or(Path::new("")).join("conf.d");
         if folder.is_dir() {
@@ -127,7 +127,7 @@ fn merge(all: &mut AgentFile, file: AgentFile) -> Result<(), String> {
 pub fn complete(file: &mut AgentFile) {
     file.max_runs.get_or_insert(AGENT_RUNS_DEFAULT);
     let built_in = Defaults {
-        compress: Some(Word(Compress::Auto)),
+        compress: Some(Compress::Auto),
         connect_timeout: Some(Span(CONNECT_TIMEOUT)),
         stall_timeout: Some(Span(STALL_TIMEOUT)),
         retry: Some(RetryEntry { initial: Span(RETRY_INITIAL), max: Span(RETRY_MAX), jitter: 0.3 }),
@@ -231,6 +231,11 @@ mod tests {
         );
         assert!(said("name = \"web\"", "name = \"db\"").contains("two jobs are called \"db\""));
         assert!(said("slice = \"1/4\"", "slice = \"4\"").contains("is not of the form \"1/4\""));
+        assert!(said("*-*-* *:0/15", "*-*-* *:0/150").contains("is no calendar"));
+        assert!(said("cron = \"0 2 * * *\"", "cron = \"0 2 * *\"").starts_with("a.toml:"));
+        assert!(said("to = \"06:00\"", "to = \"26:00\"").contains("is no time of day"));
+        assert!(said("limit = \"20MiB/s\"", "limit = \"20MiB\"").contains("is no rate"));
+        assert!(said("stall_timeout = \"2min\"", "stall_timeout = \"2s\"").contains("job \"db\": stall_timeout must be 5 s at least"));
         let twice = LEAST.replace("name = \"db\"", "name = \"db\"\nevery = \"1h\"\ncron = \"0 * * * *\"");
         assert!(one(&twice).unwrap_err().chain().contains("only one of"));
         let two_ways = LEAST.replace("address = \"dr1.example\"", "address = \"dr1.example\"\nssh = \"x\"");

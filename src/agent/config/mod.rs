@@ -4,16 +4,16 @@
 mod check;
 mod job;
 mod load;
+mod span;
 mod typed;
-mod words;
 
 pub use job::{Job, Receiver, Retry, Snapshotting, Trigger, Verify, Volume, Way};
 pub use load::{AgentConfig, complete};
+pub use span::Span;
 pub use typed::{
-    AgentFile, BandwidthEntry, Defaults, HookEntry, JobEntry, Metrics, NotifyEntry, OnError, OnOverflow, ReceiverEntry, RetryEntry,
-    SnapshotEntry, SnapshotWhen, VerifyEntry, VolumeEntry, WindowEntry,
+    AgentFile, Defaults, HookEntry, JobEntry, Metrics, NotifyEntry, OnError, OnOverflow, ReceiverEntry, RetryEntry, SnapshotEntry,
+    SnapshotWhen, VerifyEntry, VolumeEntry,
 };
-pub use words::{Bytes, Span, Word};
 
 /// Where it lies unless `--config` says otherwise; `conf.d/*.toml` beside it is merged.
 pub const AGENT_TOML: &str = "/etc/blockferry/agent.toml";

@@ -1,10 +1,12 @@
 //! agent.toml as it is typed: what may stand where. [`Job`](super::Job) is what is meant by it.
 
-use super::words::{Bytes, Span, Word};
+use super::span::Span;
 use crate::digest::Algorithm;
 use crate::lvm::{CowSize, Room};
 use crate::pin::Pin;
+use crate::schedule::{Calendar, Cron, Table, Window};
 use crate::sender::Compress;
+use crate::settings::Size;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -86,7 +88,7 @@ pub struct VolumeEntry {
 pub struct Defaults {
     /// How hard to compress.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub compress: Option<Word<Compress>>,
+    pub compress: Option<Compress>,
     /// Time for a connection.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connect_timeout: Option<Span>,
@@ -98,7 +100,7 @@ pub struct Defaults {
     pub retry: Option<RetryEntry>,
     /// How much of the line.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub bandwidth: Option<Vec<BandwidthEntry>>,
+    pub bandwidth: Option<Table>,
     /// Transfers of a run at once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_concurrent: Option<usize>,
@@ -135,10 +137,10 @@ pub struct JobEntry {
     pub volumes: Vec<VolumeEntry>,
     /// A calendar as systemd writes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub schedule: Option<String>,
+    pub schedule: Option<Calendar>,
     /// A calendar as cron writes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cron: Option<String>,
+    pub cron: Option<Cron>,
     /// From the start of one run to that of the next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub every: Option<Span>,
@@ -159,16 +161,16 @@ pub struct JobEntry {
     pub random_delay: Option<Span>,
     /// When runs may begin.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub window: Option<WindowEntry>,
+    pub window: Option<Window>,
     /// How far behind a replica may be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rpo: Option<Span>,
     /// How hard to compress.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub compress: Option<Word<Compress>>,
+    pub compress: Option<Compress>,
     /// Extent size of new pairs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub extent_size: Option<Word<Bytes>>,
+    pub extent_size: Option<Size>,
     /// Digest of new pairs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hash: Option<Algorithm>,
@@ -192,7 +194,7 @@ pub struct JobEntry {
     pub retry: Option<RetryEntry>,
     /// How much of the line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bandwidth: Option<Vec<BandwidthEntry>>,
+    pub bandwidth: Option<Table>,
     /// How snapshots are made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<SnapshotEntry>,
@@ -216,10 +218,10 @@ pub struct SnapshotEntry {
     pub when: Option<SnapshotWhen>,
     /// Room for a classic one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub size: Option<Word<CowSize>>,
+    pub size: Option<CowSize>,
     /// What the volume group keeps.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub min_vg_free: Option<Word<Room>>,
+    pub min_vg_free: Option<Room>,
     /// What follows an overflow.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_overflow: Option<OnOverflow>,
@@ -261,36 +263,6 @@ pub struct RetryEntry {
     pub jitter: f64,
 }
 
-/// When runs may begin.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct WindowEntry {
-    /// On these days; without them on all.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub days: Option<String>,
-    /// `HH:MM`.
-    pub from: String,
-    /// `HH:MM`; before `from`, the window goes over midnight.
-    pub to: String,
-}
-
-/// How much of the line, and when.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BandwidthEntry {
-    /// On these days; without them on all.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub days: Option<String>,
-    /// `HH:MM`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub from: Option<String>,
-    /// `HH:MM`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub to: Option<String>,
-    /// `20MiB/s` or `unlimited`.
-    pub limit: String,
-}
-
 /// A program around the snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -321,7 +293,7 @@ pub enum OnError {
 #[serde(deny_unknown_fields)]
 pub struct VerifyEntry {
     /// A calendar as systemd writes it.
-    pub schedule: String,
+    pub schedule: Calendar,
     /// How much of it each time: `1/4`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slice: Option<String>,
