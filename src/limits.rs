@@ -100,6 +100,9 @@ pub const LVM_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Smallest COW store of a classic snapshot: a quiet volume still writes its file system's journal.
 pub const COW_BYTES_MIN: u64 = 16 << 20;
+/// Where the group has four times as much to spare, a COW store that follows the changes is no smaller than this: what
+/// a busy disk writes between two looks at its fill ([`SNAPSHOT_WATCH`]). A small busy volume overflowed one of 16 MiB.
+pub const COW_CUSHION: u64 = 512 << 20;
 /// Per cent of the volume that a COW store gets while nothing is known of the changes.
 pub const COW_FIRST_PERCENT: u8 = 10;
 /// Per cent from which a classic snapshot is extended: half a store is left for the time until the next look.

@@ -5,10 +5,12 @@
 //!
 //! Worked example: `changed:2x`, 3 GiB changed last time, a volume of 100 GiB: 6 GiB and one per
 //! cent for the table of moved chunks, rounded up to the group's extents. On the first run nothing
-//! is known of the changes: a tenth of the volume, 10 GiB.
+//! is known of the changes: a tenth of the volume, 10 GiB. Where little changed last time the store has
+//! a cushion, 512 MiB or a quarter of what the group has to spare: a burst of writes must not fill it before the
+//! next look finds that it needs more.
 
 use crate::error::{Error, Kind, Result};
-use crate::limits::{COW_BYTES_MIN, COW_FIRST_PERCENT};
+use crate::limits::{COW_BYTES_MIN, COW_CUSHION, COW_FIRST_PERCENT};
 use crate::lvm::report::Vg;
 use crate::settings::amount::{about, exact, parse_bytes};
 use crate::settings::by_text;
@@ -80,7 +82,8 @@ impl Policy {
             (CowSize::Free(percent), _) => share(spare, percent) / vg.extent_bytes.max(1) * vg.extent_bytes.max(1),
             (CowSize::Fixed(bytes), _) => bytes,
         };
-        let bytes = wanted.max(COW_BYTES_MIN).min(largest_cow(origin_bytes)).next_multiple_of(vg.extent_bytes.max(1));
+        let cushion = if matches!(self.size, CowSize::Changed { .. }) { COW_CUSHION.min(spare / 4) } else { 0 };
+        let bytes = wanted.max(COW_BYTES_MIN).max(cushion).min(largest_cow(origin_bytes)).next_multiple_of(vg.extent_bytes.max(1));
         if bytes <= spare { Ok(bytes) } else { Err(self.no_room(bytes, vg)) }
     }
 
@@ -214,7 +217,10 @@ mod tests {
     #[test]
     fn a_store_is_never_tiny_and_never_larger_than_of_use() {
         let vg = group(1000, 500);
-        assert_eq!(policy("changed:2x", "0%").cow_bytes(100 * GIB, Some(0), &vg).unwrap(), COW_BYTES_MIN);
+        let quiet = |vg: &Vg| policy("changed:2x", "0%").cow_bytes(100 * GIB, Some(0), vg).unwrap();
+        assert_eq!(quiet(&vg), COW_CUSHION);
+        assert_eq!(quiet(&group(1000, 1)), GIB / 4, "a cushion leaves room for others");
+        assert_eq!(quiet(&Vg { free_bytes: 24 << 20, ..vg.clone() }), COW_BYTES_MIN);
         let most = policy("fixed:400GiB", "0%").cow_bytes(GIB, None, &vg).unwrap();
         assert!(most > GIB && most < GIB + GIB / 50, "{most}");
     }
