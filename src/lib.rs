@@ -10,8 +10,8 @@
 //! | 4 | [`attempt`] | one attempt from lock to summary |
 //! | 3 | [`sender`], [`receiver`] | one snapshot in, one delta out; one delta in, one generation out |
 //! | 2 | [`disk`], [`transport`], [`lvm`], [`state`] | a device, a stream, a snapshot, what we remember |
-//! | 1 | [`format`](mod@format), [`ring`], [`schedule`] | what bytes mean; asking the kernel to move them; when |
-//! | 0 | [`error`], [`limits`], [`extent`], [`digest`], [`identity`], [`pin`], [`progress`], [`failpoint`], [`settings`] | words |
+//! | 1 | [`format`](mod@format), [`ring`], [`schedule`], [`program`] | what bytes mean; asking the kernel to move them; when; other programs |
+//! | 0 | [`error`], [`limits`], [`extent`], [`digest`], [`identity`], [`pin`], [`progress`], [`failpoint`], [`settings`], [`log`] | words |
 //!
 //! The data goes one way:
 //! reader → hasher → comparer → compressor → framer → transport → deframer → journal → applier → committer.
@@ -30,8 +30,10 @@ pub mod failpoint;
 pub mod format;
 pub mod identity;
 pub mod limits;
+pub mod log;
 pub mod lvm;
 pub mod pin;
+pub mod program;
 pub mod progress;
 pub mod receiver;
 pub mod ring;

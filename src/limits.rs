@@ -95,6 +95,29 @@ pub const SEED_SAMPLES: usize = 64;
 pub const HELPER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time between asking a helper to end and killing it: lvm2 ends at the next safe point.
 pub const HELPER_STOP_GRACE: Duration = Duration::from_secs(20);
+/// How long what a program had printed before it ended is still taken in, where something that it left behind has
+/// its pipe: a daemon that a hook started keeps that for good.
+pub const HELPER_DRAIN: Duration = Duration::from_secs(1);
+/// Of what a helper prints, so much is kept: the reason of a failure stands at its end.
+pub const HELPER_OUTPUT_BYTES: usize = 64 << 10;
+/// Output of one lvm2 command: a report of 10 000 volumes is some 5 MB.
+pub const LVM_OUTPUT_BYTES_MAX: usize = 64 << 20;
+/// Time limit for a hook that names none: to quiesce a data base takes seconds.
+pub const HOOK_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time between asking a hook, or a program that tells somebody something, to end and killing it.
+pub const HOOK_STOP_GRACE: Duration = Duration::from_secs(5);
+/// Of what a hook prints, so much is kept for the message of its failure.
+pub const HOOK_OUTPUT_BYTES: usize = 4096;
+/// Time limit for one notification on one way: a run must not wait long for a pager.
+pub const NOTIFY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Times in a row that the same event of a job is told at once; later ones are told once in [`NOTIFY_AGAIN`].
+pub const NOTIFY_AT_ONCE: u64 = 3;
+/// How often an event is told that goes on.
+pub const NOTIFY_AGAIN: Duration = Duration::from_secs(24 * 60 * 60);
+/// Longest text of a notification: pagers cut it anyway, and it is kept in the job's book until it is delivered.
+pub const NOTIFY_TEXT_BYTES: usize = 2000;
+/// Notifications of a job that wait for a way that fails; the oldest go first.
+pub const NOTIFY_WAITING_MAX: usize = 64;
 /// Time limit for one lvm2 command. Scanning hundreds of disks takes seconds; a dead path takes forever.
 pub const LVM_TIMEOUT: Duration = Duration::from_secs(120);
 

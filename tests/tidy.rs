@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 /// The rooms by floor, as in `src/lib.rs`. A new room gets its floor there and here.
 const FLOORS: [&[&str]; 7] = [
-    &["error", "limits", "extent", "digest", "identity", "pin", "progress", "failpoint", "settings"],
-    &["format", "ring", "schedule"],
+    &["error", "limits", "extent", "digest", "identity", "pin", "progress", "failpoint", "settings", "log"],
+    &["format", "ring", "schedule", "program"],
     &["disk", "transport", "lvm", "state"],
     &["sender", "receiver"],
     &["attempt"],

@@ -5,4 +5,5 @@
 
 pub mod book;
 pub mod config;
+pub mod hooks;
 pub mod outcome;

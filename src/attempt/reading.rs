@@ -5,10 +5,10 @@ use crate::disk::Disk;
 use crate::disk::raw::{Access, RawDisk};
 use crate::error::{Error, Kind, Result};
 use crate::limits::SNAPSHOT_WATCH;
+use crate::log;
 use crate::lvm::{Policy, Snapshot, Volume, leftovers, remove_leftover};
 use crate::ring::Choice;
 use crate::sender::Watch;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -105,16 +105,11 @@ fn remove_what_died() {
     let dead = leftovers(None).map(|found| found.into_iter().filter(|leftover| !leftover.owner_lives).collect::<Vec<_>>());
     match dead {
         Ok(dead) => dead.iter().for_each(|leftover| match remove_leftover(leftover) {
-            Ok(()) => say(&format!("removed {}, left by a run that died", leftover.label())),
-            Err(error) => say(&format!("a snapshot of a run that died stays: {}", error.chain())),
+            Ok(()) => log::info(format!("removed {}, left by a run that died", leftover.label())),
+            Err(error) => log::warning(format!("a snapshot of a run that died stays: {}", error.chain())),
         }),
-        Err(error) => say(&error.chain()),
+        Err(error) => log::warning(error.chain()),
     }
-}
-
-/// A word on standard error; where that is closed, nobody wants it.
-fn say(text: &str) {
-    let _ = writeln!(std::io::stderr(), "blockferry: {text}");
 }
 
 /// An open source. Its snapshot goes with it, at the latest when this is dropped.

@@ -41,6 +41,9 @@ pub struct Common {
     /// No progress and no summary; errors still appear
     #[arg(short, long, global = true)]
     pub quiet: bool,
+    /// Tell also what is decided on the way (on standard error, under systemd with levels for the journal)
+    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    pub verbose: bool,
     /// How bytes are moved: io_uring where the kernel allows it, or threads that block
     #[arg(long, global = true, value_enum, default_value_t = Io::Auto)]
     pub io: Io,

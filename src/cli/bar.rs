@@ -1,7 +1,8 @@
 //! Progress: a bar on a terminal, one line a minute elsewhere, JSON lines when asked. One thread
 //! reads the run's counters ten times a second; the run itself never waits for it.
 
-use super::output::{Output, complain, print};
+use super::output::{Output, print};
+use crate::log;
 use crate::progress::{Phase, Progress};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -97,7 +98,7 @@ impl Display {
             let text = "stopping at a point to go on from; a second signal ends at once";
             match &self.bar {
                 Some(bar) => bar.println(text),
-                None => complain(text),
+                None => log::info(text),
             }
         }
         if let Some(bar) = &self.bar {
@@ -119,7 +120,7 @@ impl Display {
             print(&line.to_string());
         } else {
             let percent = (scanned * 100).checked_div(total).unwrap_or(0);
-            complain(&format!(
+            log::info(format!(
                 "{} {percent} % of {}, changed {}, sent {}",
                 phase.word(),
                 HumanBytes(total),

@@ -19,6 +19,7 @@ mod verify;
 pub use arguments::Arguments;
 
 use crate::error::{Error, Kind};
+use crate::log;
 use arguments::Command;
 use clap::Parser;
 use output::Output;
@@ -30,6 +31,7 @@ pub fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => return ExitCode::from(not_understood(&error)),
     };
+    log::set_verbose(arguments.common.verbose);
     let output = Output::new(&arguments.common);
     let result = match arguments.command {
         Command::Clone(options) => clone::run(&arguments.common, &options, &output),

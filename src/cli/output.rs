@@ -5,6 +5,7 @@ use super::signals;
 use crate::attempt::Report;
 use crate::error::{Error, Kind, Result};
 use crate::format::stream::{Counts, Mode};
+use crate::log;
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
 use std::io::{ErrorKind, IsTerminal, Write};
@@ -60,7 +61,7 @@ impl Output {
 
     /// A word of warning, on standard error.
     pub fn warn(&self, text: &str) {
-        complain(text);
+        log::warning(text);
     }
 
     /// The summary of a pass.
@@ -104,7 +105,7 @@ impl Output {
             self.line(|| json!({"type": "error", "kind": format!("{:?}", error.kind()).to_lowercase(), "message": error.chain()}));
             // Differences are a result, already printed, not an error of the run.
             if UNPRINTED.get().is_some() || !self.json && (error.kind() != Kind::Differs || !self.quiet) {
-                complain(&error.chain());
+                log::error(error.chain());
             }
         }
         self.line(|| json!({"type": "exit", "code": code}));
@@ -119,11 +120,6 @@ pub fn print(text: &str) {
     {
         UNPRINTED.get_or_init(|| cause);
     }
-}
-
-/// A line on standard error. Where nobody reads that, there is nobody to tell.
-pub fn complain(text: &str) {
-    let _ = writeln!(std::io::stderr(), "blockferry: {text}");
 }
 
 fn mode(mode: Mode) -> &'static str {

@@ -8,6 +8,7 @@ use super::signals;
 use crate::attempt::{self, HostReplicas};
 use crate::error::{Context, Kind, Result};
 use crate::limits::STALL_TIMEOUT;
+use crate::log;
 use crate::progress::Progress;
 use crate::receiver;
 use crate::serve::config::ReceiverConfig;
@@ -29,7 +30,7 @@ pub fn run(common: &Common, options: &ReceiverOptions, output: &Output) -> Resul
     let daemon = Daemon { config, config_path: options.config.clone(), state, choice: common.io.into(), stop, reload };
     let result = daemon.run(inherited, |address, pin| {
         if !output.quiet {
-            output.warn(&format!("listening on {address}, key {pin}"));
+            log::info(format!("listening on {address}, key {pin}"));
         }
         let _ = sd_notify::notify(false, &[NotifyState::Ready]);
     });

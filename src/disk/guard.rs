@@ -5,7 +5,9 @@
 
 use super::stack::{Node, Number};
 use crate::error::{Context, Error, Kind, Result};
-use crate::limits::HELPER_TIMEOUT;
+use crate::limits::{HELPER_OUTPUT_BYTES, HELPER_TIMEOUT};
+use crate::program::{self, Call, How};
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
@@ -144,14 +146,13 @@ fn refused(path: &Path, what: &str) -> Error {
 /// Runs blkid; its exit code and output.
 fn blkid(path: &Path) -> Result<(i32, String)> {
     let what = || format!("look for data on {} with blkid (package util-linux; --overwrite does without)", path.display());
-    let command = duct::cmd!("blkid", "-p", "-o", "export", "--", path).env("LC_ALL", "C");
-    let running = command.stdin_null().stdout_capture().stderr_null().unchecked().start().context(Kind::Refused, what)?;
-    match running.wait_timeout(HELPER_TIMEOUT).context(Kind::Refused, what)? {
-        Some(output) => Ok((output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stdout).into_owned())),
-        None => {
-            let _ = running.kill();
-            Err(Error::new(Kind::Refused, format!("{}: no answer within {} seconds", what(), HELPER_TIMEOUT.as_secs())))
-        }
+    let program = program::find("blkid").unwrap_or_else(|| "blkid".into());
+    let arguments = [OsStr::new("-p"), OsStr::new("-o"), OsStr::new("export"), OsStr::new("--"), path.as_os_str()];
+    let ended = Call::new(&program, arguments, HELPER_TIMEOUT, HELPER_OUTPUT_BYTES).env("LC_ALL", "C").run();
+    let ended = ended.context(Kind::Refused, what)?;
+    match ended.how {
+        How::Exited(status) => Ok((status.code().unwrap_or(-1), String::from_utf8_lossy(&ended.output).into_owned())),
+        _ => Err(Error::new(Kind::Refused, format!("{}: no answer within {} seconds", what(), HELPER_TIMEOUT.as_secs()))),
     }
 }
 

@@ -1,22 +1,17 @@
 //! Runs one lvm2 command and gives back what it printed.
 //!
-//! Each command has a time limit and a process group of its own: a tool that hangs (a dead disk
-//! below a volume group makes every scan wait) is stopped together with what it started, because a
-//! grandchild that keeps the pipe open would make us wait as well. The group is asked first and
-//! killed later: lvm2 holds signals back while devices are suspended, so that asking cannot leave a
-//! volume suspended, while killing can.
+//! Each command has a time limit (src/program.rs says how it is kept).
 //!
 //! Output is asked for as JSON with fixed units; nothing is read from columns made for people.
 
 use crate::error::{Context, Error, Kind, Result};
-use crate::limits::{HELPER_STOP_GRACE, LVM_TIMEOUT};
-use duct::Handle;
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::{Pid, geteuid};
+use crate::limits::{LVM_OUTPUT_BYTES_MAX, LVM_TIMEOUT};
+use crate::log;
+use crate::program::{self, Call, How, words_of};
+use nix::unistd::geteuid;
 use std::fs;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Runs lvm2 commands. The seam where tests put captured output in place of the tools.
 pub trait Tools: Send + Sync {
@@ -52,67 +47,34 @@ impl Tools for Lvm2 {
 const NO_DEVICE_MAPPER: &str =
     "this kernel has no device-mapper, so LVM cannot make snapshots: load it with `modprobe -a dm-mod dm-snapshot`";
 
-/// Where administrators' tools live when the PATH of a cron job or a service does not say so.
-const SYSTEM_FOLDERS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"];
-
 fn find_tool(name: &str) -> Result<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(SYSTEM_FOLDERS.iter().map(PathBuf::from))
-        .map(|folder| folder.join(name))
-        .find(|file| file.is_file())
-        .ok_or_else(|| Error::new(Kind::Usage, format!("the command `{name}` was not found: install the package lvm2")))
+    program::find(name).ok_or_else(|| Error::new(Kind::Usage, format!("the command `{name}` was not found: install the package lvm2")))
 }
 
 /// Runs `program` and gives its standard output; anything but exit code 0 is an error that carries
 /// its standard error.
 fn run(program: &Path, args: &[&str], limit: Duration) -> Result<String> {
-    let line = shell_words::join(std::iter::once(&*program.to_string_lossy()).chain(args.iter().copied()));
-    let handle = duct::cmd(program, args)
-        .env("LC_ALL", "C")
-        .env("LVM_SUPPRESS_FD_WARNINGS", "1") // our sockets and devices are open in the child's eyes
-        .stdin_null()
-        .stdout_capture()
-        .stderr_capture()
-        .unchecked()
-        .before_spawn(|command| {
-            command.process_group(0);
-            Ok(())
-        })
-        .start()
-        .context(Kind::Snapshot, || format!("start `{line}`"))?;
-    let Some(output) = handle.wait_timeout(limit).context(Kind::Snapshot, || format!("wait for `{line}`"))? else {
-        return Err(stop(&handle, &line, limit));
-    };
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    Err(failure(&line, &output.status.to_string(), &output.stderr))
-}
-
-/// Ends a command that took too long: asks its group, waits, kills its group.
-fn stop(handle: &Handle, line: &str, limit: Duration) -> Error {
-    let seconds = limit.as_secs();
-    signal_group(handle, Signal::SIGTERM);
-    if let Ok(Some(output)) = handle.wait_timeout(HELPER_STOP_GRACE) {
-        return failure(line, &format!("no end within {seconds} s, stopped"), &output.stderr);
-    }
-    signal_group(handle, Signal::SIGKILL);
-    // A process in uninterruptible sleep outlives even this; it must not take us with it.
-    let stderr = match handle.wait_timeout(HELPER_STOP_GRACE) {
-        Ok(Some(output)) => output.stderr.clone(),
-        _ => Vec::new(),
-    };
-    let killed =
-        format!("no end within {seconds} s, killed; look for suspended devices with `dmsetup info -c` and wake them with `dmsetup resume`");
-    failure(line, &killed, &stderr)
-}
-
-fn signal_group(handle: &Handle, signal: Signal) {
-    for pid in handle.pids() {
-        if let Ok(pid) = i32::try_from(pid) {
-            // It may have ended in this very moment; that is what is wanted.
-            let _ = killpg(Pid::from_raw(pid), signal);
+    // Our sockets and devices are open in the child's eyes.
+    let mut call = Call::new(program, args, limit, LVM_OUTPUT_BYTES_MAX).env("LC_ALL", "C").env("LVM_SUPPRESS_FD_WARNINGS", "1");
+    let began = Instant::now();
+    let started = call.run();
+    log::debug(|| format!("`{}` took {:.2} s", call.line(), began.elapsed().as_secs_f64()));
+    let ended = started.context(Kind::Snapshot, || format!("start `{}`", call.line()))?;
+    match ended.how {
+        How::Exited(status) if status.success() && ended.cut => {
+            Err(failure(call.line(), &format!("more than {} MiB of output", LVM_OUTPUT_BYTES_MAX >> 20), &ended.errors))
+        }
+        How::Exited(status) if status.success() => Ok(String::from_utf8_lossy(&ended.output).into_owned()),
+        How::Exited(status) => Err(failure(call.line(), &status.to_string(), &ended.errors)),
+        How::TooLong { killed: true } => {
+            let killed = format!(
+                "no end within {} s, killed; look for suspended devices with `dmsetup info -c` and wake them with `dmsetup resume`",
+                limit.as_secs()
+            );
+            Err(failure(call.line(), &killed, &ended.errors))
+        }
+        How::TooLong { .. } | How::Stopped => {
+            Err(failure(call.line(), &format!("no end within {} s, stopped", limit.as_secs()), &ended.errors))
         }
     }
 }
@@ -127,12 +89,6 @@ fn failure(line: &str, ended: &str, stderr: &[u8]) -> Error {
     Error::because(Kind::Snapshot, format!("`{line}` ({ended})"), Error::new(Kind::Snapshot, said))
 }
 
-/// Standard error as one line: the lines trimmed, joined by semicolons.
-fn words_of(stderr: &[u8]) -> String {
-    let text = String::from_utf8_lossy(stderr);
-    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
-}
-
 fn no_device_mapper(said: &str) -> bool {
     said.contains("/dev/mapper/control: open failed") || said.contains("Is device-mapper driver missing from kernel?")
 }
@@ -140,7 +96,7 @@ fn no_device_mapper(said: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Instant;
+    use crate::limits::HELPER_STOP_GRACE;
 
     fn shell(script: &str, limit: Duration) -> Result<String> {
         run(Path::new("/bin/sh"), &["-c", script], limit)

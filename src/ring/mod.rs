@@ -14,7 +14,7 @@ mod zeroing;
 pub use buffer::{AlignedBuf, Pool};
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Once};
 use std::time::Duration;
@@ -123,8 +123,7 @@ fn say_fallback_once(cause: &io::Error) {
     static SAID: Once = Once::new();
     SAID.call_once(|| {
         let setting = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok();
-        // Where standard error is closed, nobody wants to know.
-        let _ = writeln!(io::stderr(), "{}", fallback_message(cause, setting.as_deref()));
+        crate::log::warning(fallback_message(cause, setting.as_deref()));
     });
 }
 

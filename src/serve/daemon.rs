@@ -12,6 +12,7 @@ use super::sessions::{Connection, Sessions};
 use crate::attempt::{self, HostReplicas, find_replica};
 use crate::error::{Context, Error, Kind, Result};
 use crate::limits::{PAIRINGS_MAX, REVOKE_CHECK, STOP_POLL};
+use crate::log;
 use crate::pin::Pin;
 use crate::progress::Progress;
 use crate::receiver::{self, Received};
@@ -24,7 +25,6 @@ use crate::transport::tls::{self, OwnKey, Protocol, Raw, Tls};
 use crate::transport::{Pace, Terms, Wire, tcp};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::{BTreeMap, VecDeque};
-use std::io::Write;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -68,11 +68,6 @@ struct Shared {
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A line of the log. Where nobody reads it any more, the daemon goes on.
-fn say(text: &str) {
-    let _ = writeln!(std::io::stderr(), "blockferry: {text}");
 }
 
 /// What the log says of a session. What a peer calls things is escaped.
@@ -144,7 +139,7 @@ impl Daemon {
     /// are taken, with the address. `inherited`: a socket that systemd listens on for us.
     pub fn run(self, inherited: Option<TcpListener>, ready: impl FnOnce(SocketAddr, &Pin)) -> Result<()> {
         let key = OwnKey::new(&keys::own_key(self.state.path())?)?;
-        self.config.warnings().iter().for_each(|word| say(word));
+        self.config.warnings().iter().for_each(log::warning);
         recover_all(&self.config, &self.state, self.choice);
         let listener = match inherited {
             Some(listener) => listener,
@@ -189,7 +184,7 @@ impl Daemon {
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
                 Err(error) => {
                     // Out of descriptors, or a connection that was gone at once: neither ends the daemon.
-                    say(&format!("take a connection: {error}"));
+                    log::warning(format!("take a connection: {error}"));
                     std::thread::sleep(STOP_POLL);
                 }
             }
@@ -234,7 +229,7 @@ fn recover_all(config: &ReceiverConfig, state: &StateDir, choice: Choice) {
             Ok(())
         };
         if let Err(error) = recover() {
-            say(&format!("recover replica {}: {}", replica.name, error.chain()));
+            log::error(format!("recover replica {}: {}", replica.name, error.chain()));
         }
     }
 }
@@ -248,7 +243,7 @@ impl Shared {
     fn reload(&self, path: &std::path::Path) {
         match ReceiverConfig::load(path) {
             Ok(new) => {
-                new.warnings().iter().for_each(|word| say(word));
+                new.warnings().iter().for_each(log::warning);
                 self.limiter.set(new.bandwidth.clone());
                 for (name, limiter) in locked(&self.client_limiters).iter() {
                     let entry = new.clients.iter().find(|entry| entry.name == *name);
@@ -256,12 +251,12 @@ impl Shared {
                 }
                 let mut config = locked(&self.config);
                 if (&new.listen, &new.state_dir) != (&config.listen, &config.state_dir) {
-                    say("listen and state_dir change with a restart, not with a reload");
+                    log::warning("listen and state_dir change with a restart, not with a reload");
                 }
                 *config = Arc::new(new);
-                say("configuration reloaded");
+                log::info("configuration reloaded");
             }
-            Err(error) => say(&format!("the configuration stays as it was: {}", error.chain())),
+            Err(error) => log::error(format!("the configuration stays as it was: {}", error.chain())),
         }
     }
 
@@ -276,13 +271,13 @@ impl Shared {
             }),
         });
         if let Some(line) = locked(&self.refusals).summary(Instant::now()) {
-            say(&line);
+            log::warning(line);
         }
     }
 
     fn refused(&self, from: &SocketAddr, line: impl FnOnce() -> String) {
         if locked(&self.refusals).one(&from.to_string(), Instant::now()) {
-            say(&line());
+            log::warning(line());
         }
     }
 
@@ -356,7 +351,7 @@ impl Shared {
             Protocol::Session => match self.client(pin) {
                 Ok(client) => client.is_some(),
                 Err(error) => {
-                    say(&error.chain());
+                    log::error(error.chain());
                     false
                 }
             },
@@ -382,9 +377,12 @@ impl Shared {
         let (_counted, count) = Counted::one(&self.pairings);
         if count <= PAIRINGS_MAX {
             match pairing::enrol(&self.state, &mut tls, &names) {
-                Ok(client) => {
-                    say(&format!("paired client={} key={} from={from} replicas={}", client.name, client.key, client.replicas.join(",")))
-                }
+                Ok(client) => log::info(format!(
+                    "paired client={} key={} from={from} replicas={}",
+                    client.name,
+                    client.key,
+                    client.replicas.join(",")
+                )),
                 Err(error) => self.refused(&from, || format!("refused pairing from={from}: {:?}", error.chain())),
             }
         }
@@ -416,7 +414,7 @@ impl Shared {
             }
             other => other,
         };
-        say(&line(&name, &from.to_string(), &served, &progress, began, &result));
+        log::info(line(&name, &from.to_string(), &served, &progress, began, &result));
     }
 
     /// Tells a peer too many that it may come back.

@@ -1,0 +1,370 @@
+//! Runs another program with a time limit and gives back how it ended and what it said: lvm2's tools, hooks, and
+//! what is called to tell somebody something.
+//!
+//! Each program has a process group of its own: one that hangs is stopped together with what it started, because a
+//! grandchild that keeps the pipe open would make us wait as well. The group is asked first and killed later: lvm2
+//! holds signals back while devices are suspended, so that asking cannot leave a volume suspended, while killing can.
+//! A program that ended by itself may leave a daemon behind that still has the pipes; that one is left alone.
+
+use crate::limits::{HELPER_DRAIN, HELPER_STOP_GRACE};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::Pid;
+use std::ffi::OsStr;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// A program to run.
+pub struct Call<'a> {
+    command: Command,
+    line: String,
+    input: &'a [u8],
+    limit: Duration,
+    grace: Duration,
+    keep_bytes: usize,
+    stop: Option<&'a AtomicBool>,
+}
+
+/// How a program ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// By itself.
+    Exited(ExitStatus),
+    /// It was ended at its time limit, the hard way where `killed`.
+    TooLong {
+        /// Asking did not help.
+        killed: bool,
+    },
+    /// It was ended because we are to stop.
+    Stopped,
+}
+
+/// What became of a program.
+#[derive(Debug)]
+pub struct Ended {
+    /// How it ended.
+    pub how: How,
+    /// The last that it printed.
+    pub output: Vec<u8>,
+    /// The last that it complained of.
+    pub errors: Vec<u8>,
+    /// Whether it printed more than is kept.
+    pub cut: bool,
+}
+
+impl<'a> Call<'a> {
+    /// Of `program` with `args`, for at most `limit`; the last `keep_bytes` of what it prints are kept.
+    pub fn new<A: AsRef<OsStr>>(program: &Path, args: impl IntoIterator<Item = A>, limit: Duration, keep_bytes: usize) -> Call<'a> {
+        let mut command = Command::new(program);
+        command.args(args).process_group(0);
+        let words = std::iter::once(command.get_program()).chain(command.get_args()).map(|word| word.to_string_lossy());
+        let line = shell_words::join(words);
+        Call { command, line, input: &[], limit, grace: HELPER_STOP_GRACE, keep_bytes, stop: None }
+    }
+
+    /// With this in its environment.
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Call<'a> {
+        self.command.env(name, value);
+        self
+    }
+
+    /// With this on its standard input.
+    pub fn input(mut self, input: &'a [u8]) -> Call<'a> {
+        self.input = input;
+        self
+    }
+
+    /// Killed so long after it was asked to end.
+    pub fn grace(mut self, grace: Duration) -> Call<'a> {
+        self.grace = grace;
+        self
+    }
+
+    /// Ended when this is set.
+    pub fn until(mut self, stop: &'a AtomicBool) -> Call<'a> {
+        self.stop = Some(stop);
+        self
+    }
+
+    /// The command as one could type it.
+    pub fn line(&self) -> &str {
+        &self.line
+    }
+
+    /// Runs it to its end. An error: it could not be started.
+    pub fn run(&mut self) -> io::Result<Ended> {
+        let input = if self.input.is_empty() { Stdio::null() } else { Stdio::piped() };
+        let child = self.command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        Running::new(child, self)?.wait()
+    }
+}
+
+impl Ended {
+    /// Whether it ended by itself with exit code 0.
+    pub fn success(&self) -> bool {
+        matches!(self.how, How::Exited(status) if status.success())
+    }
+
+    /// What it had to say, as one line: its complaints, or else what it printed.
+    pub fn words(&self) -> String {
+        let errors = words_of(&self.errors);
+        if errors.is_empty() { words_of(&self.output) } else { errors }
+    }
+}
+
+/// The lines trimmed, joined by semicolons.
+pub fn words_of(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
+}
+
+/// Where administrators' tools live when the PATH of a cron job or a service does not say so.
+const SYSTEM_FOLDERS: [&str; 5] = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin", "/usr/lib"];
+
+/// The file of a tool of this host, if it is installed.
+pub fn find(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(SYSTEM_FOLDERS.iter().map(PathBuf::from));
+    folders.map(|folder| folder.join(name)).find(|file| file.is_file())
+}
+
+/// One end of a pipe to the program; gone once it is closed.
+struct Tail<R> {
+    pipe: Option<R>,
+    kept: Vec<u8>,
+    keep_bytes: usize,
+    cut: bool,
+}
+
+impl<R: Read + AsFd> Tail<R> {
+    fn new(pipe: Option<R>, keep_bytes: usize) -> io::Result<Tail<R>> {
+        pipe.as_ref().map_or(Ok(()), unblock)?;
+        Ok(Tail { pipe, kept: Vec::new(), keep_bytes, cut: false })
+    }
+
+    /// Takes in what is there, at most a few buffers of it: the clock is looked at in between.
+    fn pump(&mut self) {
+        let mut buffer = [0; 16 << 10];
+        for _ in 0..16 {
+            let Some(pipe) = &mut self.pipe else { return };
+            match pipe.read(&mut buffer) {
+                Ok(0) => self.pipe = None,
+                Ok(bytes) => self.keep(&buffer[..bytes]),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(_) => self.pipe = None,
+            }
+        }
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        self.kept.extend_from_slice(bytes);
+        if self.kept.len() > self.keep_bytes {
+            self.cut = true;
+            self.kept.drain(..self.kept.len() - self.keep_bytes);
+        }
+    }
+}
+
+/// Why a program is being ended.
+#[derive(Clone, Copy, PartialEq)]
+enum Why {
+    TooLong,
+    Stopped,
+}
+
+/// A program that runs.
+struct Running<'a> {
+    child: Child,
+    group: Pid,
+    input: &'a [u8],
+    output: Tail<std::process::ChildStdout>,
+    errors: Tail<std::process::ChildStderr>,
+    limit: Instant,
+    grace: Duration,
+    stop: Option<&'a AtomicBool>,
+    /// Being ended: why, since when, and whether by force.
+    ending: Option<(Why, Instant, bool)>,
+}
+
+impl<'a> Running<'a> {
+    fn new(mut child: Child, call: &Call<'a>) -> io::Result<Running<'a>> {
+        let group = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
+        child.stdin.as_ref().map_or(Ok(()), unblock)?;
+        let output = Tail::new(child.stdout.take(), call.keep_bytes)?;
+        let errors = Tail::new(child.stderr.take(), call.keep_bytes)?;
+        let limit = Instant::now() + call.limit;
+        Ok(Running { child, group, input: call.input, output, errors, limit, grace: call.grace, stop: call.stop, ending: None })
+    }
+
+    fn wait(mut self) -> io::Result<Ended> {
+        let mut gone_since = None;
+        let mut nap = Duration::from_millis(1);
+        let gone = loop {
+            self.feed();
+            self.output.pump();
+            self.errors.pump();
+            let quiet = self.output.pipe.is_none() && self.errors.pipe.is_none();
+            // Not yet taken in as ended: until then nobody else can get its number, and the group is surely ours.
+            if gone_since.is_none() && self.is_gone()? {
+                gone_since = Some(Instant::now());
+            }
+            match gone_since {
+                Some(_) if quiet => break true,
+                // What still has the pipes was left behind on purpose.
+                Some(since) if self.ending.is_none() && since.elapsed() >= HELPER_DRAIN => break true,
+                _ => {}
+            }
+            if !self.press() {
+                break gone_since.is_some();
+            }
+            nap = if quiet || gone_since.is_some() { (nap * 2).min(Duration::from_millis(50)) } else { Duration::from_millis(50) };
+            self.sleep(nap);
+        };
+        let status = if gone { Some(self.child.wait()?) } else { None };
+        let how = match (self.ending, status) {
+            (None, Some(status)) => How::Exited(status),
+            (Some((Why::Stopped, ..)), _) => How::Stopped,
+            (Some((_, _, killed)), _) => How::TooLong { killed },
+            (None, None) => How::TooLong { killed: true },
+        };
+        Ok(Ended { how, cut: self.output.cut || self.errors.cut, output: self.output.kept, errors: self.errors.kept })
+    }
+
+    /// Ends what has to end. `false`: even killing it did not help, which a process in uninterruptible sleep
+    /// outlives; it must not take us with it.
+    fn press(&mut self) -> bool {
+        let now = Instant::now();
+        let why = match self.stop {
+            Some(stop) if stop.load(Ordering::Relaxed) => Some(Why::Stopped),
+            _ => (now >= self.limit).then_some(Why::TooLong),
+        };
+        match (self.ending, why) {
+            (None, Some(why)) => self.end(why, Signal::SIGTERM),
+            (Some((why, since, false)), _) if now >= since + self.grace => self.end(why, Signal::SIGKILL),
+            (Some((_, since, true)), _) if now >= since + self.grace => return false,
+            _ => {}
+        }
+        true
+    }
+
+    fn end(&mut self, why: Why, signal: Signal) {
+        // It may have ended in this very moment; that is what is wanted.
+        let _ = killpg(self.group, signal);
+        self.ending = Some((why, Instant::now(), signal == Signal::SIGKILL));
+    }
+
+    fn is_gone(&self) -> io::Result<bool> {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        match waitid(Id::Pid(self.group), flags) {
+            Ok(WaitStatus::StillAlive) | Err(Errno::EINTR) => Ok(false),
+            Ok(_) => Ok(true),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Hands over input as fast as it is taken. A program that does not want it has no need to read it.
+    fn feed(&mut self) {
+        while let Some(pipe) = &mut self.child.stdin {
+            match pipe.write(self.input) {
+                Ok(bytes) if bytes < self.input.len() => self.input = &self.input[bytes..],
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                _ => self.child.stdin = None,
+            }
+        }
+    }
+
+    /// Until something can be read or written, at most this long.
+    fn sleep(&self, nap: Duration) {
+        let mut all = Vec::with_capacity(3);
+        all.extend(self.output.pipe.as_ref().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)));
+        all.extend(self.errors.pipe.as_ref().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)));
+        all.extend(self.child.stdin.as_ref().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLOUT)));
+        let nap = PollTimeout::try_from(nap).unwrap_or(PollTimeout::ZERO);
+        // Woken early is no harm: everything is looked at anew.
+        let _ = poll(&mut all, nap);
+    }
+}
+
+fn unblock(pipe: &impl AsFd) -> io::Result<()> {
+    let flags = OFlag::from_bits_truncate(fcntl(pipe, FcntlArg::F_GETFL)?);
+    fcntl(pipe, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn shell<'a>(script: &str, limit: Duration) -> Call<'a> {
+        Call::new(Path::new("/bin/sh"), ["-c", script], limit, 4096).grace(Duration::from_millis(300))
+    }
+
+    #[test]
+    fn what_it_says_and_how_it_ends_come_back() {
+        let ended = shell("read word; echo got $word; echo \"$WHY\" >&2; exit 3", LONG).env("WHY", "so").input(b"this\n").run().unwrap();
+        assert_eq!((ended.output.as_slice(), ended.errors.as_slice()), (&b"got this\n"[..], &b"so\n"[..]));
+        assert!(matches!(ended.how, How::Exited(status) if status.code() == Some(3)) && !ended.success());
+        assert_eq!(ended.words(), "so");
+    }
+
+    #[test]
+    fn a_program_that_hangs_is_ended_with_what_it_started() {
+        let began = Instant::now();
+        let ended = shell("sleep 600 & sleep 600", Duration::from_millis(100)).run().unwrap();
+        assert_eq!(ended.how, How::TooLong { killed: false });
+        let ended = shell("trap '' TERM; echo here; sleep 600 & sleep 600; sleep 600", Duration::from_millis(300)).run().unwrap();
+        assert_eq!((ended.how, ended.output.as_slice()), (How::TooLong { killed: true }, &b"here\n"[..]));
+        assert!(began.elapsed() < LONG, "a grandchild kept the pipe open");
+    }
+
+    #[test]
+    fn a_stop_ends_it_early() {
+        let stop = AtomicBool::new(false);
+        let ended = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(100));
+                stop.store(true, Ordering::Relaxed);
+            });
+            shell("sleep 600", LONG).until(&stop).run().unwrap()
+        });
+        assert_eq!(ended.how, How::Stopped);
+    }
+
+    #[test]
+    fn a_daemon_that_a_program_leaves_behind_is_not_waited_for_and_not_ended() {
+        let began = Instant::now();
+        let ended = shell("sleep 5 & echo $!", LONG).run().unwrap();
+        assert!(ended.success() && began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+        let daemon = Pid::from_raw(String::from_utf8(ended.output).unwrap().trim().parse().unwrap());
+        nix::sys::signal::kill(daemon, Signal::SIGTERM).unwrap();
+    }
+
+    #[test]
+    fn the_last_of_a_flood_is_kept_and_input_that_nobody_reads_is_no_failure() {
+        let flood = vec![b'x'; 1 << 20];
+        let ended = shell("head -c 3000000 /dev/zero; echo end", LONG).input(&flood).run().unwrap();
+        assert!(ended.success() && ended.cut && ended.output.len() == 4096 && ended.output.ends_with(b"end\n"));
+        let ended = shell("wc -c", LONG).input(&flood).run().unwrap();
+        assert_eq!(ended.words(), "1048576");
+    }
+
+    #[test]
+    fn what_is_not_there_cannot_be_started() {
+        let error = Call::new(Path::new("/nowhere/tool"), ["a b"], LONG, 10).run().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert_eq!(Call::new(Path::new("/nowhere/tool"), ["a b"], LONG, 10).line(), "/nowhere/tool 'a b'");
+        assert!(find("sh").is_some() && find("a-tool-that-nobody-has").is_none());
+    }
+}
