@@ -26,6 +26,13 @@ pub const SECTOR_BYTES: u64 = 512;
 
 /// Reads in flight on the source: full speed of the measured disks from 1 MiB x 8 on.
 pub const READ_DEPTH: usize = 8;
+/// Chunks that are kept for slower readers of one snapshot: what two receivers drift apart in a second or so, in 24 MiB.
+pub const SHARED_WINDOW: usize = 24;
+/// How long a reader waits for slower ones of the same snapshot all in all, beside a tenth of its time: a second read
+/// of the source costs more than that, a replica that is held back for long costs more still.
+pub const SHARED_BRAKE: Duration = Duration::from_secs(1);
+/// The same at one chunk.
+pub const SHARED_BRAKE_ONCE: Duration = Duration::from_millis(250);
 /// Read buffers above the depth, so that the next read is submitted before a chunk is hashed.
 pub const READ_SPARE: usize = 2;
 /// Write buffers of the receiver.

@@ -49,8 +49,12 @@ impl Stand {
         (origin, reading)
     }
 
-    /// Replicates to these places; `change` says what else is asked.
+    /// Replicates to these places, two at once; `change` says what else is asked.
     fn replicate(&self, targets: &[Place], change: impl Fn(usize, &mut Errand)) -> Replicated {
+        self.replicate_at_once(2, targets, change)
+    }
+
+    fn replicate_at_once(&self, at_once: usize, targets: &[Place], change: impl Fn(usize, &mut Errand)) -> Replicated {
         let progress: Vec<(Arc<Progress>, Arc<Progress>)> = targets.iter().map(|_| Default::default()).collect();
         let deliveries: Vec<Delivery<'_>> = targets
             .iter()
@@ -63,7 +67,7 @@ impl Stand {
             })
             .collect();
         let (origin, reading) = self.open();
-        let replicated = attempt::replicate(&self.host, &origin, reading, &deliveries);
+        let replicated = attempt::replicate(&self.host, &origin, reading, &deliveries, at_once);
         assert_eq!(replicated.deliveries.len(), targets.len());
         replicated
     }
@@ -103,6 +107,25 @@ fn each_delivery_has_its_own_replica_cursor_and_result() {
 }
 
 #[test]
+fn deliveries_at_once_read_the_source_once_and_each_arrives_whole() {
+    let bytes = 48 * MIB;
+    let stand = Stand::new(bytes);
+    let targets = [stand.place("a"), stand.there("b"), stand.place("c"), stand.there("d")];
+    let replicated = stand.replicate_at_once(4, &targets, |_, _| {});
+    all_well(&replicated);
+    ["a", "b", "c", "d"].iter().for_each(|name| equal(&stand.source, stand.ferry.path(name)));
+    // A receiver that starts late or stumbles reads some of it again; nothing like four times all of it.
+    assert!(replicated.read_bytes < 2 * bytes as u64, "{} bytes were read for {bytes}", replicated.read_bytes);
+    // Each counts what it was given, as if it were alone.
+    let counted: Vec<u64> = replicated.deliveries.iter().flatten().map(|report| report.counts.read_bytes).collect();
+    assert_eq!(counted, [bytes as u64; 4]);
+    change_blocks(&stand.source, [1, 5000, 9000]);
+    let replicated = stand.replicate_at_once(3, &targets, |_, _| {});
+    all_well(&replicated);
+    ["a", "b", "c", "d"].iter().for_each(|name| equal(&stand.source, stand.ferry.path(name)));
+}
+
+#[test]
 fn a_delivery_that_is_refused_hurts_no_other_and_leaves_nothing() {
     let stand = Stand::new(3 * MIB);
     stand.ferry.image("foreign", &noise(2, 3 * MIB));
@@ -128,6 +151,6 @@ fn a_generation_is_as_old_as_its_snapshot_and_not_as_its_transfer() {
     let (here, there) = <(Arc<Progress>, Arc<Progress>)>::default();
     let target = stand.place("replica");
     let deliveries = [Delivery { errand: Errand::new(target.clone(), stand.remote()), here: &here, there: &there }];
-    all_well(&attempt::replicate(&stand.host, &origin, reading, &deliveries));
+    all_well(&attempt::replicate(&stand.host, &origin, reading, &deliveries, 2));
     assert_eq!(stand.known(&target), Some((1, taken_ms)));
 }

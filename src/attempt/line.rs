@@ -12,7 +12,7 @@ use super::link::stall_argument;
 use super::place::{Place, absolute};
 use super::reading::{Origin, Snapshots, When};
 use super::replicas::HostReplicas;
-use super::replicate::{Half, Report};
+use super::replicate::{Half, Opened, Report};
 use super::sources::passing_record;
 use super::way::carry;
 use crate::digest::Algorithm;
@@ -87,7 +87,7 @@ fn with_source(
     on_difference: &mut OnDifference<'_>,
 ) -> Result<Report> {
     let result = origin.open(&job.snapshots, half.changed_bytes(), job.host.choice).and_then(|mut reading| {
-        let result = half.pass(delivery, &mut reading, on_difference, run);
+        let result = half.pass(delivery, Opened::whole(&mut reading), on_difference, run);
         reading.close(result)
     });
     half.settle(&delivery.errand, result)
@@ -110,18 +110,17 @@ fn in_passing(
     let files = HostFiles::new(&folder);
     let result = origin.open(&job.snapshots, None, job.host.choice).and_then(|mut reading| {
         let order = delivery.errand.order(reading.taken_ms);
-        let (disk, mut watch) = reading.parts();
+        let (disk, watch) = reading.parts();
         let result = run(&mut Pass {
             source: disk,
             files: &files,
             record: &mut record,
             target,
             order,
-            watch: &mut watch,
+            watch: &mut |when| watch.check(when),
             progress: delivery.here,
             on_difference,
         });
-        drop(watch);
         reading.close(result)
     });
     let _ = std::fs::remove_dir_all(&folder);

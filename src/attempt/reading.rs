@@ -133,17 +133,13 @@ impl Reading {
     }
 
     /// The device to read and the watch over it, to be used at the same time.
-    pub fn parts(&mut self) -> (&mut RawDisk, impl FnMut(Watch) -> Result<()>) {
-        let snapshot = self.snapshot.as_ref();
-        (&mut self.disk, move |when| snapshot.map_or(Ok(()), |snapshot| snapshot.check(when)))
+    pub fn parts(&mut self) -> (&mut RawDisk, Watching<'_>) {
+        (&mut self.disk, Watching(self.snapshot.as_ref()))
     }
 
     /// An overflowed snapshot is the cause behind every other error.
     pub fn explain<T>(&self, result: Result<T>) -> Result<T> {
-        match (result, &self.snapshot) {
-            (Err(error), Some(snapshot)) => Err(snapshot.snapshot.check_valid().err().unwrap_or(error)),
-            (result, _) => result,
-        }
+        Watching(self.snapshot.as_ref()).explain(result)
     }
 
     /// Ends the reading of a snapshot that was for one: one that cannot be removed is an error.
@@ -159,6 +155,25 @@ impl Reading {
         let Reading { disk, snapshot, .. } = self;
         drop(disk);
         snapshot.map_or(Ok(()), Watched::remove)
+    }
+}
+
+/// The watch over what is read, for any number of deliveries at once.
+#[derive(Clone, Copy)]
+pub struct Watching<'a>(Option<&'a Watched>);
+
+impl Watching<'_> {
+    /// Whether what was read is still whole.
+    pub fn check(&self, when: Watch) -> Result<()> {
+        self.0.map_or(Ok(()), |snapshot| snapshot.check(when))
+    }
+
+    /// An overflowed snapshot is the cause behind every other error.
+    pub fn explain<T>(&self, result: Result<T>) -> Result<T> {
+        match (result, self.0) {
+            (Err(error), Some(snapshot)) => Err(snapshot.snapshot.check_valid().err().unwrap_or(error)),
+            (result, _) => result,
+        }
     }
 }
 

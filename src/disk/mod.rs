@@ -8,6 +8,7 @@ pub mod identity;
 pub mod ram;
 pub mod raw;
 pub mod scan;
+pub mod shared;
 mod stack;
 
 pub use crate::ring::{Action, AlignedBuf, Completion, Pool, Request, Run};
