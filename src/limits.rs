@@ -66,8 +66,8 @@ pub const TRANSPORT_BUFFER_BYTES: usize = 1 << 20;
 /// Outgoing buffers on their way before the sender has to wait.
 pub const TRANSPORT_BUFFERS: usize = 3;
 
-/// Bytes of one write onto a stream: a whole buffer, which the kernel sends while we work. A link that takes less
-/// within the stall limit counts as dead (by default 9.3 KB/s).
+/// Bytes of one write onto a stream: a whole buffer, which the kernel sends while we work. That a slow link moves
+/// it is not seen here; the peer tells of it.
 pub const TRANSMIT_BYTES: usize = TRANSPORT_BUFFER_BYTES + TLS_EXTRA_BYTES;
 /// What an idle connection may send at once under a limit of bandwidth, as time: enough to use all of the limit
 /// although turns are late.

@@ -31,6 +31,7 @@ pub struct Loop(pub PathBuf);
 
 impl Loop {
     /// Attaches a file.
+    #[allow(dead_code)]
     pub fn over(file: &Path, sector_bytes: u32) -> Loop {
         Loop::attach(file, sector_bytes, "--direct-io=on")
     }

@@ -1,5 +1,5 @@
-//! A real `blockferry receiver` on loopback with its configuration, state and images in one folder, and
-//! agents with keys of their own. Everything ends with the test, also when it panics.
+//! A real `blockferry receiver` with its configuration, state and images in one folder, and agents with keys
+//! of their own: on loopback, or on hosts that the test makes. Everything ends with the test, also when it panics.
 
 use blockferry::attempt::own_key;
 use blockferry::pin::Pin;
@@ -11,10 +11,35 @@ use std::time::{Duration, Instant};
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_blockferry");
 
+/// Where processes run.
+#[derive(Clone)]
+pub struct Host {
+    /// Words in front of their command lines.
+    pub through: Vec<String>,
+    /// What a receiver listens on there.
+    pub listen: String,
+}
+
+impl Host {
+    #[allow(dead_code)]
+    /// This one, on loopback.
+    pub fn here() -> Host {
+        Host { through: Vec::new(), listen: "127.0.0.1:0".to_owned() }
+    }
+
+    fn program(&self) -> Command {
+        let mut words = self.through.iter().map(String::as_str).chain([PROGRAM]);
+        let mut command = Command::new(words.next().expect("at least the program"));
+        command.args(words).env_remove("BLOCKFERRY_STATE_DIR").stdin(Stdio::null());
+        command
+    }
+}
+
 /// A running receiver.
 pub struct Receiver {
     child: Child,
     folder: tempfile::TempDir,
+    host: Host,
     /// `127.0.0.1:PORT`.
     pub address: String,
     /// Its key.
@@ -22,18 +47,25 @@ pub struct Receiver {
 }
 
 impl Receiver {
+    #[allow(dead_code)]
     /// Serves image files of these names; `rest` goes in front of them.
     pub fn start(replicas: &[&str], rest: &str) -> Receiver {
+        Receiver::start_at(Host::here(), replicas, rest)
+    }
+
+    /// The same on that host.
+    pub fn start_at(host: Host, replicas: &[&str], rest: &str) -> Receiver {
         let folder = tempfile::tempdir().expect("a folder");
-        configure(folder.path(), replicas, rest);
-        let (child, address, pin) = spawn(folder.path());
-        Receiver { child, folder, address, pin }
+        configure(folder.path(), &host, replicas, rest);
+        let (child, address, pin) = spawn(folder.path(), &host);
+        Receiver { child, folder, host, address, pin }
     }
 
     pub fn image(&self, replica: &str) -> PathBuf {
         self.folder.path().join(format!("{replica}.img"))
     }
 
+    #[allow(dead_code)]
     pub fn state(&self) -> PathBuf {
         self.folder.path().join("state")
     }
@@ -59,7 +91,7 @@ impl Receiver {
     /// Writes another configuration and asks for it.
     #[allow(dead_code)]
     pub fn reconfigure(&self, replicas: &[&str], rest: &str) {
-        configure(self.folder.path(), replicas, rest);
+        configure(self.folder.path(), &self.host, replicas, rest);
         self.signal(nix::sys::signal::Signal::SIGHUP);
     }
 
@@ -85,13 +117,20 @@ impl Receiver {
     /// Starts it again where it stopped.
     #[allow(dead_code)]
     pub fn restart(&mut self) {
-        (self.child, self.address, self.pin) = spawn(self.folder.path());
+        (self.child, self.address, self.pin) = spawn(self.folder.path(), &self.host);
+    }
+
+    /// kill -9.
+    #[allow(dead_code)]
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 
     /// Its own command line: `blockferry --state-dir … arguments`.
     #[allow(dead_code)]
     pub fn run(&self, arguments: &[&str]) -> Output {
-        run(&self.state(), arguments)
+        command(&self.host, &self.state(), arguments).output().expect("run blockferry")
     }
 
     /// How many threads it has.
@@ -106,6 +145,7 @@ impl Receiver {
         self.child.id()
     }
 
+    #[allow(dead_code)]
     pub fn is_alive(&mut self) -> bool {
         self.child.try_wait().expect("wait for the receiver").is_none()
     }
@@ -113,13 +153,12 @@ impl Receiver {
 
 impl Drop for Receiver {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.kill();
     }
 }
 
-fn configure(folder: &Path, replicas: &[&str], rest: &str) {
-    let mut text = format!("listen = \"127.0.0.1:0\"\nstate_dir = \"{}\"\n{rest}\n", folder.join("state").display());
+fn configure(folder: &Path, host: &Host, replicas: &[&str], rest: &str) {
+    let mut text = format!("listen = \"{}\"\nstate_dir = \"{}\"\n{rest}\n", host.listen, folder.join("state").display());
     for replica in replicas {
         let path = folder.join(format!("{replica}.img"));
         text += &format!("[[replica]]\nname = \"{replica}\"\ndevice = {{ file = \"{}\" }}\n", path.display());
@@ -127,11 +166,10 @@ fn configure(folder: &Path, replicas: &[&str], rest: &str) {
     fs::write(folder.join("receiver.toml"), text).expect("write the configuration");
 }
 
-fn spawn(folder: &Path) -> (Child, String, Pin) {
+fn spawn(folder: &Path, host: &Host) -> (Child, String, Pin) {
     let log = fs::File::create(folder.join("log")).expect("a log");
-    let mut command = Command::new(PROGRAM);
-    command.args(["receiver", "--config"]).arg(folder.join("receiver.toml"));
-    command.env_remove("BLOCKFERRY_STATE_DIR").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    let mut command = host.program();
+    command.args(["receiver", "--config"]).arg(folder.join("receiver.toml")).stdout(Stdio::null()).stderr(log);
     let mut child = command.spawn().expect("start the receiver");
     let until = Instant::now() + Duration::from_secs(20);
     loop {
@@ -150,8 +188,40 @@ fn spawn(folder: &Path) -> (Child, String, Pin) {
     }
 }
 
-fn run(state: &Path, arguments: &[&str]) -> Output {
-    Command::new(PROGRAM).arg("--state-dir").arg(state).args(arguments).stdin(Stdio::null()).output().expect("run blockferry")
+fn command(host: &Host, state: &Path, arguments: &[&str]) -> Command {
+    let mut command = host.program();
+    command.arg("--state-dir").arg(state).args(arguments);
+    command
+}
+
+/// A command on its way; killed with the test.
+#[allow(dead_code)]
+pub struct Running(Option<Child>);
+
+#[allow(dead_code)]
+impl Running {
+    /// Its process.
+    pub fn process(&self) -> u32 {
+        self.0.as_ref().expect("it runs").id()
+    }
+
+    pub fn is_over(&mut self) -> bool {
+        self.0.as_mut().is_none_or(|child| child.try_wait().is_ok_and(|status| status.is_some()))
+    }
+
+    /// Waits for its end.
+    pub fn wait(mut self) -> Output {
+        self.0.take().expect("it runs").wait_with_output().expect("wait for blockferry")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
 }
 
 /// A host that sends.
@@ -159,14 +229,21 @@ pub struct Agent {
     pub folder: tempfile::TempDir,
     pub state: StateDir,
     pub pin: Pin,
+    host: Host,
 }
 
 impl Agent {
+    #[allow(dead_code)]
     pub fn new() -> Agent {
+        Agent::at(Host::here())
+    }
+
+    /// One on that host.
+    pub fn at(host: Host) -> Agent {
         let folder = tempfile::tempdir().expect("a folder");
         let state = StateDir::open(&folder.path().join("state")).expect("a state directory");
         let pin = *own_key(&state).expect("a key").pin();
-        Agent { folder, state, pin }
+        Agent { folder, state, pin, host }
     }
 
     /// An entry for receiver.toml that gives these operations on these replicas.
@@ -184,18 +261,36 @@ impl Agent {
     }
 
     pub fn run(&self, arguments: &[&str]) -> Output {
-        run(self.state.path(), arguments)
+        command(&self.host, self.state.path(), arguments).output().expect("run blockferry")
+    }
+
+    /// Starts it; standard output and error are pipes.
+    #[allow(dead_code)]
+    pub fn start(&self, arguments: &[&str]) -> Running {
+        let mut command = command(&self.host, self.state.path(), arguments);
+        Running(Some(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start blockferry")))
     }
 
     /// `clone` or `verify` of an image to a replica of the receiver.
     #[allow(dead_code)]
     pub fn pass(&self, verb: &str, image: &Path, receiver: &Receiver, replica: &str, more: &[&str]) -> Output {
-        let target = format!("blockferry://{}/{replica}", receiver.address);
-        let pin = receiver.pin.to_string();
-        let mut arguments = vec![verb, image.to_str().expect("plain text"), &target, "--pin", &pin];
-        arguments.extend(more);
-        self.run(&arguments)
+        let words = words(verb, image, receiver, replica, more);
+        self.run(&words.iter().map(String::as_str).collect::<Vec<_>>())
     }
+
+    /// The same, started.
+    #[allow(dead_code)]
+    pub fn start_pass(&self, verb: &str, image: &Path, receiver: &Receiver, replica: &str, more: &[&str]) -> Running {
+        let words = words(verb, image, receiver, replica, more);
+        self.start(&words.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+}
+
+fn words(verb: &str, image: &Path, receiver: &Receiver, replica: &str, more: &[&str]) -> Vec<String> {
+    let target = format!("blockferry://{}/{replica}", receiver.address);
+    let pin = receiver.pin.to_string();
+    let fixed = [verb, image.to_str().expect("plain text"), &target, "--pin", &pin];
+    fixed.iter().chain(more).map(|word| (*word).to_owned()).collect()
 }
 
 /// The exit code and what was said.

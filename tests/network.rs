@@ -1,0 +1,361 @@
+//! Two hosts on a network that fails: every run either completes, or ends with exit 4 on both sides within the
+//! stall limit, and the next one sends only the rest. Real processes on hosts of their own (network namespaces),
+//! with the smallest stall limit. A fault begins when so many bytes have crossed, never after a sleep.
+
+#[path = "rig/daemon.rs"]
+mod daemon;
+#[path = "rig/hosts.rs"]
+mod hosts;
+#[path = "rig/loops.rs"]
+mod loops;
+#[path = "rig/receiver.rs"]
+mod receiver;
+
+use daemon::Daemon;
+use hosts::{Bed, Side, carried, is_possible, wait_until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use receiver::{Agent, Receiver, Running, end};
+use serde_json::Value;
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+/// The smallest stall limit that may be set, at both ends.
+const STALL: Duration = Duration::from_secs(5);
+/// What an end may take on top of it: for a last look, a last word, and a machine with other things to do.
+const GRACE: Duration = Duration::from_secs(6);
+const MIB: usize = 1 << 20;
+/// A volume that takes two seconds at the pace below: there is time for a fault in the middle.
+const VOLUME: usize = 12 * MIB;
+const PACE: [&str; 2] = ["--bandwidth", "6MiB/s"];
+
+/// A source and a replica on two hosts.
+struct Story {
+    agent: Agent,
+    receiver: Receiver,
+    image: PathBuf,
+    replica: PathBuf,
+    bed: Bed,
+}
+
+impl Story {
+    /// Nothing was copied yet.
+    fn new(test: &str) -> Option<Story> {
+        Story::over(test, None)
+    }
+
+    /// The same with a device as the replica.
+    fn over(test: &str, device: Option<&Path>) -> Option<Story> {
+        if !is_possible(test) {
+            return None;
+        }
+        let bed = Bed::new();
+        let agent = Agent::at(bed.host(Side::Source));
+        let mut rest = format!("stall_timeout = \"5s\"\n{}", agent.entry("prod1", "*", "\"push\", \"verify\""));
+        let receiver = match device {
+            Some(path) => {
+                rest += &format!("[[replica]]\nname = \"db\"\ndevice = {{ path = \"{}\" }}\n", path.display());
+                Receiver::start_at(bed.host(Side::Replica), &[], &rest)
+            }
+            None => Receiver::start_at(bed.host(Side::Replica), &["db"], &rest),
+        };
+        let replica = device.map_or_else(|| receiver.image("db"), Path::to_owned);
+        let image = agent.folder.path().join("volume");
+        fs::write(&image, noise(1, VOLUME)).unwrap();
+        Some(Story { agent, receiver, image, replica, bed })
+    }
+
+    /// A run that is over when this returns.
+    fn run(&self, more: &[&str]) -> Output {
+        self.start(more).wait()
+    }
+
+    fn start(&self, more: &[&str]) -> Running {
+        let fixed = ["--json", "--stall-timeout", "5s"];
+        self.agent.start_pass("clone", &self.image, &self.receiver, "db", &[&fixed, more].concat())
+    }
+
+    /// A run that has to succeed; its summary.
+    #[track_caller]
+    fn completes(&self, more: &[&str]) -> Value {
+        let summary = summary(&self.run(more));
+        self.is_same();
+        summary
+    }
+
+    /// A first copy, and then another content: the next run has everything to send, through the journal.
+    fn copied_and_changed(&self) -> Vec<u8> {
+        self.completes(&[]);
+        let old = fs::read(&self.image).unwrap();
+        let file = fs::File::options().write(true).open(&self.image).unwrap();
+        file.write_all_at(&noise(2, VOLUME), 0).and_then(|()| file.sync_all()).unwrap();
+        old
+    }
+
+    /// Starts a paced run and returns when this much of it has crossed.
+    fn start_and_wait(&self, bytes: usize) -> Running {
+        let before = carried(self.receiver.process());
+        let run = self.start(&PACE);
+        wait_until("enough of a run has crossed", || carried(self.receiver.process()) >= before + bytes as u64);
+        run
+    }
+
+    #[track_caller]
+    fn is_same(&self) {
+        assert!(fs::read(&self.image).unwrap() == fs::read(&self.replica).unwrap(), "the replica differs from the volume");
+    }
+
+    #[track_caller]
+    fn holds(&self, content: &[u8]) {
+        assert!(fs::read(&self.replica).unwrap() == content, "the replica is no longer the generation it was");
+    }
+
+    /// Waits for the receiver's line about a session that failed for this reason; how long that took.
+    fn session_ends(&self, reason: &str) -> Duration {
+        let begun = Instant::now();
+        wait_until(reason, || self.failures().iter().any(|line| line.contains(reason)));
+        begun.elapsed()
+    }
+
+    fn failures(&self) -> Vec<String> {
+        let log = self.receiver.log();
+        log.lines().filter(|line| line.contains("result=failed exit=4")).map(str::to_owned).collect()
+    }
+
+    /// The network works again: the next run sends what did not come, and nothing else.
+    #[track_caller]
+    fn the_rest_follows(&self, came: usize) {
+        let summary = self.completes(&[]);
+        let sent = count(&summary, "plain_bytes");
+        assert!(sent > 0 && sent <= VOLUME - came, "{sent} bytes were sent, {came} of {VOLUME} had come before");
+    }
+}
+
+#[track_caller]
+fn summary(output: &Output) -> Value {
+    let (code, said) = end(output);
+    assert_eq!(code, Some(0), "{said}");
+    let lines = String::from_utf8_lossy(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>();
+    lines.into_iter().find(|line| line["type"] == "summary").unwrap_or_else(|| panic!("no summary: {said}"))
+}
+
+fn count(summary: &Value, key: &str) -> usize {
+    summary[key].as_u64().unwrap_or_else(|| panic!("no {key} in {summary}")) as usize
+}
+
+/// The run gave up, within the limit, for this reason.
+#[track_caller]
+fn gives_up(run: Running, reason: &str) {
+    let begun = Instant::now();
+    let (code, said) = end(&run.wait());
+    assert_eq!(code, Some(4), "{said}");
+    assert!(said.contains(reason), "{said}");
+    assert!(begun.elapsed() < STALL + GRACE, "it took {:?}", begun.elapsed());
+}
+
+fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut content = Vec::with_capacity(bytes);
+    while content.len() < bytes {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        content.extend_from_slice(&state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes());
+    }
+    content
+}
+
+const NOTHING_MOVED: &str = "moved no byte and got no work done for 5 seconds";
+
+#[test]
+fn a_partition_of_a_second_costs_a_second() {
+    let Some(story) = Story::new("a_partition_of_a_second_costs_a_second") else { return };
+    let run = story.start_and_wait(VOLUME / 3);
+    story.bed.part();
+    std::thread::sleep(Duration::from_secs(1));
+    story.bed.heal();
+    let summary = summary(&run.wait());
+    assert_eq!(count(&summary, "generation"), 1);
+    story.is_same();
+    assert!(story.failures().is_empty(), "{}", story.receiver.log());
+}
+
+#[test]
+fn a_longer_partition_ends_both_sides_and_the_next_run_sends_the_rest() {
+    let Some(story) = Story::new("a_longer_partition_ends_both_sides_and_the_next_run_sends_the_rest") else { return };
+    let old = story.copied_and_changed();
+    let run = story.start_and_wait(VOLUME / 2);
+    story.bed.part();
+    gives_up(run, NOTHING_MOVED);
+    assert!(story.session_ends(NOTHING_MOVED) < GRACE);
+    story.holds(&old);
+    // Nobody answers: that is exit 4 as well, soon.
+    let begun = Instant::now();
+    let (code, said) = end(&story.run(&[]));
+    assert!(code == Some(4) && said.contains("connect to"), "{said}");
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    story.holds(&old);
+    story.bed.heal();
+    story.the_rest_follows(VOLUME / 4);
+}
+
+#[test]
+fn a_first_copy_over_a_partition_goes_on_where_it_was() {
+    let Some(story) = Story::new("a_first_copy_over_a_partition_goes_on_where_it_was") else { return };
+    let run = story.start_and_wait(VOLUME / 2);
+    story.bed.part();
+    gives_up(run, NOTHING_MOVED);
+    story.session_ends(NOTHING_MOVED);
+    story.bed.heal();
+    story.the_rest_follows(VOLUME / 4);
+}
+
+#[test]
+fn a_cable_that_is_pulled_and_an_interface_that_goes_down_are_noticed() {
+    let Some(story) = Story::new("a_cable_that_is_pulled_and_an_interface_that_goes_down_are_noticed") else { return };
+    let old = story.copied_and_changed();
+    let run = story.start_and_wait(VOLUME / 4);
+    story.bed.pull(Side::Source);
+    gives_up(run, NOTHING_MOVED);
+    story.session_ends(NOTHING_MOVED);
+    story.bed.plug(Side::Source);
+    // Half open: the sender's own interface is gone, the receiver's is there.
+    let run = story.start_and_wait(VOLUME / 4);
+    story.bed.down(Side::Source);
+    gives_up(run, "");
+    wait_until("the second session ends, too", || story.failures().len() == 2);
+    story.holds(&old);
+    story.bed.up(Side::Source);
+    story.the_rest_follows(VOLUME / 3);
+}
+
+#[test]
+fn a_receiver_that_stands_still_is_given_up_and_serves_on_when_it_wakes() {
+    let Some(story) = Story::new("a_receiver_that_stands_still_is_given_up_and_serves_on_when_it_wakes") else { return };
+    let old = story.copied_and_changed();
+    let run = story.start_and_wait(VOLUME / 3);
+    story.receiver.signal(Signal::SIGSTOP);
+    gives_up(run, NOTHING_MOVED);
+    story.receiver.signal(Signal::SIGCONT);
+    story.session_ends("");
+    story.holds(&old);
+    story.the_rest_follows(VOLUME / 6);
+}
+
+#[test]
+fn a_sender_that_stands_still_is_given_up_and_its_next_run_goes_on() {
+    let Some(story) = Story::new("a_sender_that_stands_still_is_given_up_and_its_next_run_goes_on") else { return };
+    let old = story.copied_and_changed();
+    let run = story.start_and_wait(VOLUME / 3);
+    let process = Pid::from_raw(run.process() as i32);
+    kill(process, Signal::SIGSTOP).unwrap();
+    assert!(story.session_ends(NOTHING_MOVED) < STALL + GRACE);
+    story.holds(&old);
+    kill(process, Signal::SIGCONT).unwrap();
+    gives_up(run, "");
+    story.the_rest_follows(VOLUME / 6);
+}
+
+#[test]
+fn a_host_that_vanishes_is_given_up_and_comes_back_with_what_it_had() {
+    let Some(mut story) = Story::new("a_host_that_vanishes_is_given_up_and_comes_back_with_what_it_had") else { return };
+    let old = story.copied_and_changed();
+    let run = story.start_and_wait(VOLUME / 2);
+    story.bed.vanish(Side::Replica);
+    story.receiver.kill();
+    gives_up(run, "");
+    story.holds(&old);
+    story.bed.appear(Side::Replica);
+    story.receiver.restart();
+    // A power cut costs what no sync had made durable: with a journal this small, maybe all.
+    story.the_rest_follows(0);
+}
+
+#[test]
+fn a_reset_ends_both_sides_at_once() {
+    let Some(story) = Story::new("a_reset_ends_both_sides_at_once") else { return };
+    let old = story.copied_and_changed();
+    let run = story.start_and_wait(VOLUME / 2);
+    let begun = Instant::now();
+    story.bed.reset();
+    gives_up(run, "connection");
+    story.session_ends("");
+    assert!(begun.elapsed() < STALL, "it took {:?}", begun.elapsed());
+    story.holds(&old);
+    story.bed.heal();
+    story.the_rest_follows(VOLUME / 4);
+}
+
+#[test]
+fn a_slow_link_is_used_whole_and_a_limit_below_it_holds() {
+    let Some(story) = Story::new("a_slow_link_is_used_whole_and_a_limit_below_it_holds") else { return };
+    fs::write(&story.image, noise(3, 2 * MIB)).unwrap();
+    story.bed.slow("10mbit");
+    let begun = Instant::now();
+    story.completes(&["--bandwidth", "100MiB/s"]);
+    let took = begun.elapsed().as_secs_f64();
+    // 17 Mbit and what frames and packets add.
+    assert!((1.5..5.0).contains(&took), "2 MiB over 10 Mbit/s took {took:.1} s");
+
+    fs::write(&story.image, noise(4, 2 * MIB)).unwrap();
+    let begun = Instant::now();
+    story.completes(&["--bandwidth", "4Mbit/s"]);
+    let took = begun.elapsed().as_secs_f64();
+    assert!((3.8..8.0).contains(&took), "2 MiB with 4 Mbit/s took {took:.1} s");
+    assert!(story.failures().is_empty(), "{}", story.receiver.log());
+}
+
+/// A megabyte, which is one buffer of the sender, takes eight seconds here, longer than the stall limit. It once ended
+/// the run: nobody saw that the bytes arrived.
+#[test]
+fn a_link_of_one_megabit_is_slow_and_not_dead() {
+    let Some(story) = Story::new("a_link_of_one_megabit_is_slow_and_not_dead") else { return };
+    fs::write(&story.image, noise(5, MIB + MIB / 8)).unwrap();
+    story.bed.slow("1mbit");
+    story.completes(&[]);
+    assert!(story.failures().is_empty(), "{}", story.receiver.log());
+}
+
+#[test]
+fn a_commit_whose_link_is_gone_happens_and_the_next_run_adopts_it() {
+    let test = "a_commit_whose_link_is_gone_happens_and_the_next_run_adopts_it";
+    if !loops::is_root(test) || !daemon::is_installed(test) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let base = folder.path().join("base");
+    fs::File::create(&base).and_then(|file| file.set_len(VOLUME as u64)).unwrap();
+    // A disk that needs a second to apply.
+    let device = Daemon::slow(&base, 12 << 20);
+    let Some(story) = Story::over(test, Some(device.path())) else { return };
+    story.copied_and_changed();
+    let run = story.start(&[]);
+    let record = fs::read_dir(story.receiver.state().join("replicas")).unwrap().next().unwrap().unwrap().path().join("record");
+    wait_until("the commit begins", || fs::read_to_string(&record).is_ok_and(|text| text.contains("applying")));
+    story.bed.pull(Side::Replica);
+    assert!(!fs::read_to_string(&record).unwrap().contains("\"generation\":2"), "the link went too late to prove anything");
+    story.receiver.wait_for("result=committed generation=2");
+    gives_up(run, NOTHING_MOVED);
+    story.is_same();
+    story.bed.plug(Side::Replica);
+    let summary = story.completes(&[]);
+    assert_eq!((count(&summary, "adopted_generation"), count(&summary, "plain_bytes")), (2, 0), "{summary}");
+}
+
+#[test]
+fn what_a_killed_test_left_is_removed_by_the_next() {
+    if !is_possible("what_a_killed_test_left_is_removed_by_the_next") {
+        return;
+    }
+    // No process has this number: it is above the kernel's largest.
+    let left = "bf-4194305-0-s";
+    assert!(std::process::Command::new("ip").args(["netns", "add", left]).status().unwrap().success());
+    let sleeper = std::process::Command::new("ip").args(["netns", "exec", left, "sleep", "600"]).spawn();
+    let _bed = Bed::new();
+    assert!(!Path::new("/run/netns").join(left).exists(), "the namespace is still there");
+    // What ran in it was ended, too: this does not wait ten minutes.
+    assert!(!sleeper.unwrap().wait().unwrap().success());
+}
