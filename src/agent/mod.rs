@@ -5,5 +5,6 @@
 
 pub mod book;
 pub mod config;
+pub mod due;
 pub mod hooks;
 pub mod outcome;
