@@ -5,6 +5,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Result with our error.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -60,17 +61,19 @@ pub struct Error {
     message: String,
     source: Option<Box<dyn StdError + Send + Sync>>,
     from_peer: bool,
+    /// The peer has been told.
+    told: AtomicBool,
 }
 
 impl Error {
     /// An error without a deeper cause.
     pub fn new(kind: Kind, message: impl Into<String>) -> Error {
-        Error { kind, message: message.into(), source: None, from_peer: false }
+        Error { kind, message: message.into(), source: None, from_peer: false, told: AtomicBool::new(false) }
     }
 
     /// An error with its cause.
     pub fn because(kind: Kind, message: impl Into<String>, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
-        Error { kind, message: message.into(), source: Some(source.into()), from_peer: false }
+        Error { kind, message: message.into(), source: Some(source.into()), from_peer: false, told: AtomicBool::new(false) }
     }
 
     /// Bytes from outside that do not mean what they should. `what` names the format and the place.
@@ -85,12 +88,22 @@ impl Error {
 
     /// What the peer said went wrong on its side.
     pub fn by_peer(peer: &str, kind: Kind, message: String) -> Error {
-        Error { kind, message: peer.to_owned(), source: Some(message.into()), from_peer: true }
+        Error { kind, message: peer.to_owned(), source: Some(message.into()), from_peer: true, told: AtomicBool::new(true) }
     }
 
     /// Whether this only repeats what the peer said.
     pub fn is_from_peer(&self) -> bool {
         self.from_peer
+    }
+
+    /// The peer was told of this error.
+    pub fn tell(&self) {
+        self.told.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the peer knows of this error: then it is the peer's to say it to whoever waits there.
+    pub fn is_known_to_peer(&self) -> bool {
+        self.told.load(Ordering::Relaxed)
     }
 
     /// The same error under another kind.
@@ -144,7 +157,10 @@ pub trait Within<T> {
 
 impl<T> Within<T> for Result<T> {
     fn within<M: Into<String>>(self, message: impl FnOnce() -> M) -> Result<T> {
-        self.map_err(|cause| Error::because(cause.kind(), message(), cause))
+        self.map_err(|cause| {
+            let told = AtomicBool::new(cause.is_known_to_peer());
+            Error { told, ..Error::because(cause.kind(), message(), cause) }
+        })
     }
 }
 

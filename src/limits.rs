@@ -44,13 +44,6 @@ pub const BLOCKING_THREADS: usize = 4;
 
 /// Plain bytes after which the packer closes a Data frame: longer runs pack no better.
 pub const PACK_BYTES: usize = 256 << 10;
-/// Plain bytes, and time, after which `--compress auto` looks at where the time went: enough runs for an average, and
-/// long enough beside what lies in buffers.
-pub const COMPRESS_WINDOW_BYTES: u64 = 8 << 20;
-/// See `COMPRESS_WINDOW_BYTES`.
-pub const COMPRESS_WINDOW: Duration = Duration::from_millis(250);
-/// Where runs are stored, one in this many is packed all the same, to see what packing would do: 3 % of one core.
-pub const COMPRESS_SAMPLE_RUNS: u64 = 64;
 /// Extents of one Data frame, so that its table stays small beside its payload.
 pub const FRAME_EXTENTS_MAX: usize = 256;
 /// Largest plain payload of a Data frame: a full pack, or one extent of the largest size.
@@ -168,8 +161,16 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections at once that have not proven a key: each is a thread and some 40 KB. One more closes the
 /// oldest, so that a crowd that says nothing cannot keep out one that does.
 pub const HANDSHAKES_MAX: usize = 256;
-/// Sessions at once: by the sizes in this file each has about 15 MiB of buffers.
-pub const SESSIONS_MAX: usize = 64;
+/// Sessions at once unless receiver.toml says otherwise: docs/PERFORMANCE.md has what each takes; 256 of them fit 2 GiB.
+pub const SESSIONS_MAX: usize = 256;
+/// The most that receiver.toml may say: 32 GiB of buffers and twice as many threads as a host has by default.
+pub const SESSIONS_LIMIT: usize = 4096;
+/// The most connections without a key that receiver.toml may say.
+pub const HANDSHAKES_LIMIT: usize = 65_536;
+/// Descriptors of one session: its socket, three rings, device, journal, manifests, locks, and some while files change.
+pub const SESSION_DESCRIPTORS: u64 = 20;
+/// Descriptors of a connection without a key: the socket and the handle by which it is closed.
+pub const HANDSHAKE_DESCRIPTORS: u64 = 2;
 /// Invitations open at once.
 pub const INVITES_MAX: usize = 64;
 /// Connections that hand in a token at once: their keys are nobody's yet.
@@ -218,12 +219,5 @@ pub const TRANSFERS_DEFAULT: usize = 2;
 pub const RETRY_INITIAL: Duration = Duration::from_secs(30);
 /// Longest back-off: what comes back is tried again within half an hour.
 pub const RETRY_MAX: Duration = Duration::from_secs(30 * 60);
-/// Least time between two passes of a continuous job: one that finds nothing to do must not spin.
-pub const CONTINUOUS_PAUSE_MIN: Duration = Duration::from_secs(1);
-/// Most of a random delay that a catch-up keeps: hosts that come back together do not arrive together, and one
-/// that is up for an hour a day still gets its run.
-pub const CATCH_UP_SPREAD: Duration = Duration::from_secs(10 * 60);
-/// Ticks counted as skipped by one run: a week of one each ten seconds.
-pub const TICKS_COUNTED_MAX: usize = 100_000;
 /// How long a run waits for a quiet volume where quiet_after is set and quiet_wait_max is not.
 pub const QUIET_WAIT_MAX: Duration = Duration::from_secs(10 * 60);

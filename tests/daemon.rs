@@ -136,7 +136,7 @@ fn the_configuration_is_checked_shown_and_explained() {
     let file = file.to_str().unwrap();
     assert_eq!(end(&agent.run(&["config", "check", "--receiver", "--config", file])), (Some(0), String::new()));
     let (code, shown) = end(&agent.run(&["config", "show", "--receiver", "--config", file]));
-    assert!(code == Some(0) && shown.contains("sessions_max = 64"), "{shown}");
+    assert!(code == Some(0) && shown.contains("sessions_max = 256"), "{shown}");
     fs::write(file, "listn = \"x\"\n").unwrap();
     let (code, said) = end(&agent.run(&["config", "check", "--receiver", "--config", file]));
     assert_eq!(code, Some(2));

@@ -5,6 +5,5 @@
 
 pub mod book;
 pub mod config;
-pub mod due;
 pub mod hooks;
 pub mod outcome;

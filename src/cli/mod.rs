@@ -32,7 +32,9 @@ pub fn main() -> ExitCode {
         Err(error) => return ExitCode::from(not_understood(&error)),
     };
     log::set_verbose(arguments.common.verbose);
-    let output = Output::new(&arguments.common);
+    let far_end =
+        matches!(&arguments.command, Command::Receiver(options) if options.stdio) || matches!(arguments.command, Command::Sender(_));
+    let output = Output { far_end, ..Output::new(&arguments.common) };
     let result = match arguments.command {
         Command::Clone(options) => clone::run(&arguments.common, &options, &output),
         Command::Verify(options) => verify::run(&arguments.common, &options, &output),

@@ -10,8 +10,12 @@ use crate::format::stream::{self, Frame, FrameKind, HEADER_BYTES, Header, Messag
 use crate::limits::CHUNK_BYTES;
 use crate::transport::Inbox;
 
-/// Buffers of a journal writer.
+/// Buffers of a journal writer: what is in flight is a journal's whole stream, and below a huge page together.
 const BUFFERS: usize = 3;
+/// Bytes of each.
+const BUFFER_BYTES: usize = CHUNK_BYTES / 2;
+/// Room of a walk for what it read: one read, behind the front of a frame of the usual size.
+const WALK_BYTES: usize = CHUNK_BYTES + CHUNK_BYTES / 2;
 
 /// Appends to a journal.
 pub struct Journaler {
@@ -55,7 +59,7 @@ impl Journaler {
     }
 
     fn at(mut disk: Box<dyn Disk>, at: u64, chain: Chain) -> Result<Journaler> {
-        let pool = Pool::new(BUFFERS, CHUNK_BYTES).context(Kind::Failed, || "allocate journal buffers")?;
+        let pool = Pool::new(BUFFERS, BUFFER_BYTES).context(Kind::Failed, || "allocate journal buffers")?;
         disk.register(&pool);
         Ok(Journaler { disk, pool, buffer: None, filled: 0, at, in_flight: 0, synced: at, chain })
     }
@@ -184,7 +188,7 @@ impl Walk {
         let buffer = crate::disk::read(&mut *disk, buffer, 0, ALIGN_BYTES)?;
         let belongs = Belongs::decode(&buffer)?;
         let at = ALIGN_BYTES as u64;
-        let walk = Walk { disk, spare: Some(buffer), inbox: Inbox::new(2 * CHUNK_BYTES)?, at, read: at, end: at, chain: Chain::default() };
+        let walk = Walk { disk, spare: Some(buffer), inbox: Inbox::new(WALK_BYTES)?, at, read: at, end: at, chain: Chain::default() };
         Ok((belongs, walk))
     }
 

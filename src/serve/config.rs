@@ -2,7 +2,7 @@
 //! names file and line.
 
 use crate::error::{Context, Error, Kind, Result};
-use crate::limits::{HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, SESSIONS_MAX, STALL_TIMEOUT, STALL_TIMEOUT_MIN};
+use crate::limits::{HANDSHAKE_TIMEOUT, HANDSHAKES_LIMIT, HANDSHAKES_MAX, SESSIONS_LIMIT, SESSIONS_MAX, STALL_TIMEOUT, STALL_TIMEOUT_MIN};
 use crate::pin::Pin;
 use crate::schedule::Table;
 use crate::settings::{check_name, duration, matches, parse};
@@ -218,6 +218,9 @@ impl ReceiverConfig {
         if self.sessions_max == 0 || self.handshakes_max == 0 || self.handshake_timeout.is_zero() {
             return Err("sessions_max, handshakes_max and handshake_timeout must not be zero".to_owned());
         }
+        if self.sessions_max > SESSIONS_LIMIT || self.handshakes_max > HANDSHAKES_LIMIT {
+            return Err(format!("sessions_max is {SESSIONS_LIMIT} at most, handshakes_max {HANDSHAKES_LIMIT}"));
+        }
         if self.stall_timeout < STALL_TIMEOUT_MIN {
             return Err(format!("stall_timeout must be {} s at least: a busy peer says so every two", STALL_TIMEOUT_MIN.as_secs()));
         }
@@ -278,6 +281,7 @@ mod tests {
         assert!(example("{ lv =", "{ lw =").contains("did you mean `lv`?"));
         assert!(example("\"push\"", "\"psh\"").contains("did you mean `push`?"));
         assert!(example("\"10s\"", "\"10 apples\"").contains("r.toml:11: \"10 apples\" is no time"));
+        assert!(example("sessions_max = 256", "sessions_max = 100000").contains("sessions_max is 4096 at most"));
         assert!(example("sha256:e3", "sha256:e").contains("is no pin"));
         assert!(example("name = \"web\"", "name = \"db-log\"").contains("two replicas are called \"db-log\""));
         assert!(example("vgdr/db-data", "db-data").contains("is not of the form \"vg/name\""));

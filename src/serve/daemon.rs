@@ -5,6 +5,7 @@
 //! the others and the daemon go on.
 
 use super::config::{Grant, ReceiverConfig};
+use super::descriptors;
 use super::pairing;
 use super::refusals::Refusals;
 use super::served::{Busy, Client, Served};
@@ -47,6 +48,19 @@ pub struct Daemon {
     pub stop: Arc<AtomicBool>,
     /// Asks for the configuration to be read again.
     pub reload: Arc<AtomicBool>,
+}
+
+/// What the daemon tells whoever started it.
+#[derive(Clone, Copy, Debug)]
+pub enum Milestone<'a> {
+    /// Connections are taken here, under this key.
+    Listening(SocketAddr, &'a Pin),
+    /// The configuration is read again: connections wait for a moment.
+    Reloading,
+    /// That is over, whatever came of it.
+    Reloaded,
+    /// No more connections are taken; sessions end at a point to go on from.
+    Stopping,
 }
 
 /// What the threads share.
@@ -135,17 +149,17 @@ impl Drop for Counted<'_> {
 }
 
 impl Daemon {
-    /// Serves until the stop flag is set and every session has ended. `ready` is called once connections
-    /// are taken, with the address. `inherited`: a socket that systemd listens on for us.
-    pub fn run(self, inherited: Option<TcpListener>, ready: impl FnOnce(SocketAddr, &Pin)) -> Result<()> {
+    /// Serves until the stop flag is set and every session has ended. `inherited`: sockets that systemd listens on
+    /// for us; where there are none, the configured address is listened on.
+    pub fn run(self, inherited: Vec<TcpListener>, tell: impl Fn(Milestone<'_>)) -> Result<()> {
         let key = OwnKey::new(&keys::own_key(self.state.path())?)?;
+        descriptors::allow(&self.config).iter().for_each(log::warning);
         self.config.warnings().iter().for_each(log::warning);
         recover_all(&self.config, &self.state, self.choice);
-        let listener = match inherited {
-            Some(listener) => listener,
-            None => tcp::listen(&self.config.listen)?,
-        };
-        listener.set_nonblocking(true).context(Kind::Failed, || "set up the listening socket")?;
+        let listeners = if inherited.is_empty() { vec![tcp::listen(&self.config.listen)?] } else { inherited };
+        for listener in &listeners {
+            listener.set_nonblocking(true).context(Kind::Failed, || "set up the listening socket")?;
+        }
         let shared = Arc::new(Shared {
             limiter: Limiter::new(self.config.bandwidth.clone()),
             client_limiters: Mutex::default(),
@@ -160,7 +174,10 @@ impl Daemon {
             pairings: AtomicUsize::new(0),
             handshakes: Mutex::default(),
         });
-        ready(listener.local_addr().context(Kind::Failed, || "ask for the listening address")?, shared.key.pin());
+        for listener in &listeners {
+            let address = listener.local_addr().context(Kind::Failed, || "ask for the listening address")?;
+            tell(Milestone::Listening(address, shared.key.pin()));
+        }
         let mut threads: Vec<JoinHandle<()>> = Vec::new();
         let mut number = 0;
         let mut checked = Instant::now();
@@ -170,26 +187,31 @@ impl Daemon {
                 shared.look_after();
             }
             if self.reload.swap(false, Ordering::Relaxed) {
+                tell(Milestone::Reloading);
                 shared.reload(&self.config_path);
+                tell(Milestone::Reloaded);
             }
             threads.retain(|thread| !thread.is_finished());
-            let mut waiting = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+            let mut waiting: Vec<PollFd<'_>> = listeners.iter().map(|listener| PollFd::new(listener.as_fd(), PollFlags::POLLIN)).collect();
             // A signal ends the wait: the flags are looked at again.
             let _ = poll(&mut waiting, PollTimeout::try_from(STOP_POLL).unwrap_or(PollTimeout::ZERO));
-            match listener.accept() {
-                Ok((socket, from)) => {
-                    number += 1;
-                    threads.extend(shared.begin(number, socket, from));
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(error) => {
-                    // Out of descriptors, or a connection that was gone at once: neither ends the daemon.
-                    log::warning(format!("take a connection: {error}"));
-                    std::thread::sleep(STOP_POLL);
+            for listener in &listeners {
+                match listener.accept() {
+                    Ok((socket, from)) => {
+                        number += 1;
+                        threads.extend(shared.begin(number, socket, from));
+                    }
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                    Err(error) => {
+                        // Out of descriptors, or a connection that was gone at once: neither ends the daemon.
+                        log::warning(format!("take a connection: {error}"));
+                        std::thread::sleep(STOP_POLL);
+                    }
                 }
             }
         }
-        drop(listener);
+        drop(listeners);
+        tell(Milestone::Stopping);
         shared.open.stop_all();
         for thread in threads {
             let _ = thread.join();

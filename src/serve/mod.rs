@@ -2,9 +2,10 @@
 
 pub mod config;
 mod daemon;
+mod descriptors;
 pub mod pairing;
 mod refusals;
 mod served;
 mod sessions;
 
-pub use daemon::{Daemon, serve_one};
+pub use daemon::{Daemon, Milestone, serve_one};

@@ -8,6 +8,7 @@ mod inbox;
 pub mod memory;
 pub mod pace;
 mod patience;
+mod spare;
 pub mod stream;
 pub mod tcp;
 pub mod tls;

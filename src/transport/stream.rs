@@ -3,10 +3,11 @@
 //! Bytes go through a ring of its own. One buffer is on its way at a time, because two writes in
 //! flight on one stream may pass each other; the others queue behind it.
 
+use super::spare::Spare;
 use super::{Inbox, Pace, Transport, Turn};
 use crate::error::{Context, Error, Kind, Result};
-use crate::limits::{BLOCK_BYTES, STOP_POLL, TRANSMIT_BYTES, TRANSPORT_BUFFER_BYTES, TRANSPORT_BUFFERS};
-use crate::ring::{self, Action, AlignedBuf, Choice, Completion, Engine, Pool, Request};
+use crate::limits::{BLOCK_BYTES, STOP_POLL, TRANSMIT_BYTES, TRANSPORT_BUFFER_BYTES};
+use crate::ring::{self, Action, AlignedBuf, Choice, Completion, Engine, Request};
 use nix::fcntl::{FcntlArg, fcntl};
 use std::collections::VecDeque;
 use std::fs::File;
@@ -55,7 +56,7 @@ pub struct Stream {
     reader: Arc<File>,
     writer: Arc<File>,
     engine: Box<dyn Engine>,
-    free: Pool,
+    free: Spare,
     /// What waits: buffers with the part of each that is not sent.
     queue: VecDeque<(AlignedBuf, Range<usize>)>,
     /// What is left of the buffer on its way, behind the piece that the engine has.
@@ -88,7 +89,6 @@ impl Stream {
         stop: Arc<AtomicBool>,
     ) -> Result<Stream> {
         let engine = ring::open(choice).context(Kind::Failed, || format!("open an i/o engine for the connection to {peer}"))?;
-        let free = Pool::new(TRANSPORT_BUFFERS, buffer_bytes).context(Kind::Failed, || "allocate transport buffers")?;
         // Fewer turns per megabyte. Sockets and limited users answer with an error that means nothing.
         for end in [&reader, &writer] {
             let _ = fcntl(end, FcntlArg::F_SETPIPE_SZ(PIPE_BYTES));
@@ -98,7 +98,7 @@ impl Stream {
             reader: Arc::new(reader),
             writer: Arc::new(writer),
             engine,
-            free,
+            free: Spare::new(buffer_bytes),
             queue: VecDeque::new(),
             sending: None,
             receiving: false,
@@ -249,7 +249,7 @@ impl Transport for Stream {
     fn outgoing(&mut self) -> Result<AlignedBuf> {
         loop {
             self.check_sending()?;
-            if let Some(buffer) = self.free.take() {
+            if let Some(buffer) = self.free.take()? {
                 return Ok(buffer);
             }
             // Otherwise the caller holds all of them, and would wait for itself.
@@ -315,6 +315,7 @@ impl Transport for Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::TRANSPORT_BUFFERS;
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
     use std::thread;

@@ -30,6 +30,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+/// Encrypted bytes taken in at once: each turn decrypts them all, which takes ten times as long as a turn costs.
+const SEALED_BYTES: usize = TRANSPORT_BUFFER_BYTES / 2;
+
 /// What a connection is for; told in the clear at its beginning (ALPN).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
@@ -457,7 +460,7 @@ impl Tls {
         // One buffer of ours, encrypted, fits one of the stream's: what finds room here is sent without waiting.
         let stream = Stream::with_buffers(TRANSPORT_BUFFER_BYTES + TLS_EXTRA_BYTES, raw.peer, reader, writer, raw.choice, raw.stop)?;
         connection.set_buffer_limit(None);
-        let sealed = Inbox::new(TRANSPORT_BUFFER_BYTES)?;
+        let sealed = Inbox::new(SEALED_BYTES)?;
         let plain = AlignedBuf::new(TRANSPORT_BUFFER_BYTES).context(Kind::Failed, || "allocate transport buffers")?;
         Ok(Tls { stream, connection, names, protocol, sealed, plain: Some(plain) })
     }

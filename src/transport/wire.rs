@@ -21,8 +21,6 @@ pub struct Wire {
     large: Vec<u8>,
     large_bytes: usize,
     sent_bytes: u64,
-    /// Time that was waited for room to send.
-    waited: Duration,
     /// What both speak; 0 before the greeting.
     version: u16,
     /// How long the peer may go without progress, and without a greeting.
@@ -48,7 +46,6 @@ impl Wire {
             large: Vec::new(),
             large_bytes: 0,
             sent_bytes: 0,
-            waited: Duration::ZERO,
             version: 0,
             limit: None,
             greeting_limit: None,
@@ -74,11 +71,6 @@ impl Wire {
     /// Bytes of all frames put on the wire.
     pub fn sent_bytes(&self) -> u64 {
         self.sent_bytes
-    }
-
-    /// Time that was waited for room to send: a link, or a peer, that takes no more.
-    pub fn waited(&self) -> Duration {
-        self.waited
     }
 
     /// Sends our greeting line, reads the peer's, and agrees on a version.
@@ -198,11 +190,8 @@ impl Wire {
         let (buffer, filled) = match self.out.take() {
             Some(out) => out,
             None => {
-                let begun = Instant::now();
                 self.wait_until(|transport| transport.has_room())?;
-                let buffer = self.transport.outgoing()?;
-                self.waited += begun.elapsed();
-                (buffer, 0)
+                (self.transport.outgoing()?, 0)
             }
         };
         let (buffer, filled) = self.out.insert((buffer, filled));
@@ -269,7 +258,9 @@ impl Wire {
         }
         // What is half made in the buffer is whole frames; the peer may use or drop them.
         let refusal = Refusal { kind: error.kind(), message: error.chain() };
-        let _ = self.say(&Message::Abort(refusal)).and_then(|()| self.flush());
+        if self.say(&Message::Abort(refusal)).and_then(|()| self.flush()).is_ok() {
+            error.tell();
+        }
     }
 
     /// Waits for the next whole frame. `None`: the peer closed between two frames.

@@ -61,6 +61,7 @@ impl Receiver {
         Receiver { child, folder, host, address, pin }
     }
 
+    #[allow(dead_code)]
     pub fn image(&self, replica: &str) -> PathBuf {
         self.folder.path().join(format!("{replica}.img"))
     }
@@ -75,6 +76,7 @@ impl Receiver {
         fs::read_to_string(self.folder.path().join("log")).expect("the log")
     }
 
+    #[allow(dead_code)]
     /// Waits until the log has this in it.
     pub fn wait_for(&self, words: &str) -> String {
         let until = Instant::now() + Duration::from_secs(20);
