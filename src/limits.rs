@@ -24,8 +24,8 @@ pub const VOLUME_BYTES_MAX: u64 = 1 << 60;
 /// Devices are counted in sectors of this size.
 pub const SECTOR_BYTES: u64 = 512;
 
-/// Reads in flight on the source: full speed of the measured disks from 1 MiB x 8 on.
-pub const READ_DEPTH: usize = 8;
+/// Reads in flight on the source: full speed of the measured disks from 1 MiB x 2 on; more hides a network's latency.
+pub const READ_DEPTH: usize = 6;
 /// Chunks that are kept for slower readers of one snapshot: what two receivers drift apart in a second or so, in 24 MiB.
 pub const SHARED_WINDOW: usize = 24;
 /// How long a reader waits for slower ones of the same snapshot all in all, beside a tenth of its time: a second read
@@ -35,8 +35,8 @@ pub const SHARED_BRAKE: Duration = Duration::from_secs(1);
 pub const SHARED_BRAKE_ONCE: Duration = Duration::from_millis(250);
 /// Read buffers above the depth, so that the next read is submitted before a chunk is hashed.
 pub const READ_SPARE: usize = 2;
-/// Write buffers of the receiver.
-pub const WRITE_DEPTH: usize = 8;
+/// Write buffers of the receiver, one of them being filled: full speed of the measured disks from 1 MiB x 4 on.
+pub const WRITE_DEPTH: usize = 4;
 /// Entries of a ring's submission queue; longer run lists wait in a list of our own.
 pub const RING_ENTRIES: u32 = 128;
 /// Threads of the blocking engine: four cost about five per cent against io_uring.
@@ -79,8 +79,12 @@ pub const TLS_EXTRA_BYTES: usize = 64 << 10;
 
 /// Journal bytes between two syncs while receiving: what a cut costs at most.
 pub const JOURNAL_CHECKPOINT_BYTES: u64 = 64 << 20;
-/// Replica bytes between two flushes of a direct copy: what a cut costs at most.
+/// Replica bytes between two flushes of a direct copy, which waits for each: what a cut costs.
 pub const DIRECT_CHECKPOINT_BYTES: u64 = 256 << 20;
+/// Where a device takes them in less time than this, more go between two flushes: a cut costs no more than that.
+pub const DIRECT_CHECKPOINT_TIME: Duration = Duration::from_secs(2);
+/// Replica bytes between two flushes at most, however fast the device is: the drafted pages of 4 GiB are 5 MiB.
+pub const DIRECT_CHECKPOINT_BYTES_MAX: u64 = 4 << 30;
 /// Share of the state directory's file system that a journal leaves free.
 pub const JOURNAL_RESERVE_BYTES: u64 = 16 << 20;
 /// Of a small volume, one part in this many is left free instead: its deltas are small too.

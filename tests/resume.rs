@@ -3,7 +3,7 @@
 
 use blockferry::digest::{Algorithm, Digest};
 use blockferry::disk::raw::{Access, RawDisk};
-use blockferry::disk::{Action, Completion, Disk, Pool, Request, identity};
+use blockferry::disk::{Action, Completion, Disk, Request, identity};
 use blockferry::error::{Error, Kind, Result};
 use blockferry::format::stream::{Hello, Mode, Purpose};
 use blockferry::identity::Identity;
@@ -111,10 +111,6 @@ impl Disk for Failing {
 
     fn resize(&mut self, bytes: u64) -> Result<()> {
         self.inner.resize(bytes)
-    }
-
-    fn register(&mut self, pool: &Pool) {
-        self.inner.register(pool);
     }
 }
 

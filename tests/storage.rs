@@ -97,10 +97,9 @@ fn beyond_the_end_is_an_error_that_returns_the_buffer(disk: &mut dyn Disk) {
     assert!(disk.wait().expect("waiting for nothing").is_none());
 }
 
-/// Far more entries than the ring has, from registered buffers; every token comes back once.
+/// Far more entries than the ring has, from the buffers of a pool; every token comes back once.
 fn requests_beyond_the_queue_all_complete(disk: &mut dyn Disk) {
     let mut pool = Pool::new(8, 256 << 10).expect("a pool");
-    disk.register(&pool);
     for write in [true, false] {
         let runs_of = |buffer: u64| (0..64u64).map(move |i| Run { at: i as usize * 4096, offset: (buffer * 64 + i) * 4096, bytes: 4096 });
         for token in 0..8 {

@@ -42,9 +42,6 @@ pub trait Disk: Send {
     fn zeroes_cheaply(&self) -> bool {
         true
     }
-
-    /// Announces the buffers that will be used most.
-    fn register(&mut self, _pool: &Pool) {}
 }
 
 /// Runs one request on a disk with nothing else in flight, and waits for it.

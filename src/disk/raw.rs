@@ -7,7 +7,7 @@
 //! one page*; the line above never makes such a pair, because its runs are whole 4 KiB blocks and
 //! only the last block of a volume may be short.
 
-use super::{Action, Completion, Disk, Pool, Request, Run, guard};
+use super::{Action, Completion, Disk, Request, Run, guard};
 use crate::error::{Context, Error, Kind, Result};
 use crate::ring::ioctl::{self, DirectAlignment};
 use crate::ring::{self, AlignedBuf, Choice, Engine};
@@ -266,9 +266,5 @@ impl Disk for RawDisk {
 
     fn zeroes_cheaply(&self) -> bool {
         self.zeroes_cheaply
-    }
-
-    fn register(&mut self, pool: &Pool) {
-        self.engine.register(pool);
     }
 }

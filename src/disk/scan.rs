@@ -73,7 +73,6 @@ impl<'a> Scan<'a> {
     /// A scan of the whole volume.
     pub fn new(disk: &'a mut dyn Disk, geometry: Geometry) -> Result<Scan<'a>> {
         let pool = Pool::new(READ_DEPTH + READ_SPARE, geometry.chunk_bytes()).context(Kind::Failed, || "allocate read buffers")?;
-        disk.register(&pool);
         Ok(Scan { disk, geometry, pool, at: 0, data_end: 0, slots: VecDeque::new(), reading: 0, first_token: 0, read_bytes: 0 })
     }
 

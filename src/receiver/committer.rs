@@ -112,10 +112,11 @@ pub fn apply(
         match walk.frame(&header)? {
             Frame::Data(data) => {
                 data.check(&geometry, &header)?;
-                let mut buffer = target.buffer()?;
-                prover.unpack(&data, &mut buffer)?;
-                prover.check_plain(&data, &buffer[..data.plain_bytes])?;
-                target.write(buffer, device_runs(&data, &geometry))?;
+                let runs = device_runs(&data, &geometry);
+                let mut room = target.room(data.plain_bytes, runs.first().map_or(0, |run| run.offset))?;
+                prover.unpack(&data, room.bytes())?;
+                prover.check_plain(&data, &room.bytes()[..data.plain_bytes])?;
+                target.write(room, data.plain_bytes, runs)?;
                 failpoint::reach("receiver.apply-halfway");
             }
             // A later frame may bring blocks of the same extents: order matters within a journal.

@@ -17,6 +17,7 @@ use crate::state::{JOURNAL, ReplicaRecord};
 use crate::transport::wire::unexpected;
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
 
 /// What a pass has taken in so far.
 struct Intake {
@@ -28,8 +29,9 @@ struct Intake {
     /// Extents whose own content on the replica was wrong.
     healed: BTreeSet<u64>,
     rounds: u32,
-    /// Bytes written straight to the device since its last flush.
+    /// Bytes written straight to the device since its last flush, and when that was.
     unflushed: u64,
+    flushed: Instant,
 }
 
 /// The journal of this pass; made with the first frame that needs it.
@@ -99,6 +101,7 @@ impl Session<'_> {
             healed: BTreeSet::new(),
             rounds: 0,
             unflushed: 0,
+            flushed: Instant::now(),
         };
         let taken = self.take_frames(&mut intake, &mut record, &begin);
         if let Err(error) = &taken
@@ -140,12 +143,31 @@ impl Session<'_> {
         data.check(&self.geometry, header)?;
         let target = self.target.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the replica's device is not open"))?;
         let draft = intake.draft.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the draft is gone"))?;
-        let mut buffer = target.buffer()?;
-        intake.prover.unpack(&data, &mut buffer)?;
+        // Its proof may read the device, which must not lag behind what is gathered.
+        if !data.lines().all(|line| line.is_whole(&self.geometry)) {
+            target.write_gathered()?;
+        }
+        let first = data.lines().next().map_or(0, |line| self.geometry.offset(line.extent));
+        let mut room = target.room(data.plain_bytes, first)?;
+        let direct = self.mode == Mode::Direct;
         self.progress.changed_bytes.fetch_add(data.plain_bytes as u64, Relaxed);
-        let unproven = intake.prover.prove(&data, &buffer[..data.plain_bytes], target, draft, self.mode == Mode::Journal)?;
+        let proven = intake.prover.unpack(&data, room.bytes()).and_then(|()| {
+            let unproven = intake.prover.prove(&data, &room.bytes()[..data.plain_bytes], target, draft, !direct)?;
+            if direct && unproven.is_empty() {
+                draft.forget(data.lines().map(|line| line.extent))?;
+            }
+            Ok(unproven)
+        });
+        let unproven = match proven {
+            Ok(unproven) => unproven,
+            Err(error) => {
+                // What other frames gathered in it is written all the same: the draft knows of them.
+                target.put(room);
+                return Err(error);
+            }
+        };
         if !unproven.is_empty() {
-            target.put(buffer);
+            target.put(room);
             // The frame as a whole is refused, so that what is kept is proven to the last block.
             intake.healed.extend(unproven.iter().map(|extent| extent.0));
             intake.unproven.extend(data.lines().map(|line| line.extent.0));
@@ -161,12 +183,11 @@ impl Session<'_> {
         data.lines().for_each(|line| {
             intake.unproven.remove(&line.extent.0);
         });
-        if self.mode == Mode::Direct {
+        if direct {
             intake.unflushed += data.plain_bytes as u64;
-            draft.forget(data.lines().map(|line| line.extent))?;
-            target.write(buffer, device_runs(&data, &self.geometry))?;
+            target.write(room, data.plain_bytes, device_runs(&data, &self.geometry))?;
         } else {
-            target.put(buffer);
+            target.put(room);
             let frame = self.wire.bytes(header);
             journal(&mut intake.journal, &*self.site, record)?.append(header, frame)?;
         }
@@ -191,6 +212,7 @@ impl Session<'_> {
     fn checkpoint_if_due(&mut self, intake: &mut Intake, record: &ReplicaRecord) -> Result<()> {
         let due = match &intake.journal {
             Some(journal) => journal.unsynced() >= JOURNAL_CHECKPOINT_BYTES,
+            None if intake.flushed.elapsed() < DIRECT_CHECKPOINT_TIME => intake.unflushed >= DIRECT_CHECKPOINT_BYTES_MAX,
             None => intake.unflushed >= DIRECT_CHECKPOINT_BYTES,
         };
         if !due {
@@ -209,7 +231,7 @@ impl Session<'_> {
             if let Some(draft) = intake.draft.take() {
                 intake.draft = Some(draft.checkpoint(self.site.files())?);
             }
-            intake.unflushed = 0;
+            (intake.unflushed, intake.flushed) = (0, Instant::now());
             failpoint::reach("receiver.direct-checkpoint-installed");
         } else if let Some(journal) = &mut intake.journal {
             journal.checkpoint()?;

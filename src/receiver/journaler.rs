@@ -58,9 +58,8 @@ impl Journaler {
         Journaler::at(disk, align(end), chain)
     }
 
-    fn at(mut disk: Box<dyn Disk>, at: u64, chain: Chain) -> Result<Journaler> {
+    fn at(disk: Box<dyn Disk>, at: u64, chain: Chain) -> Result<Journaler> {
         let pool = Pool::new(BUFFERS, BUFFER_BYTES).context(Kind::Failed, || "allocate journal buffers")?;
-        disk.register(&pool);
         Ok(Journaler { disk, pool, buffer: None, filled: 0, at, in_flight: 0, synced: at, chain })
     }
 

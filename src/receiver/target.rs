@@ -1,11 +1,11 @@
-//! The replica's device with its buffers: writes run ahead, reads come in batches, and the first
-//! failure is the last word.
+//! The replica's device with its buffers: writes are gathered into long ones and run ahead, reads come in
+//! batches, and the first failure is the last word.
 
 use crate::digest::is_zero;
 use crate::disk::{Action, AlignedBuf, Completion, Disk, Pool, Request, Run};
 use crate::error::{Context, Error, Kind, Result};
 use crate::extent::{ExtentIndex, Geometry};
-use crate::limits::WRITE_DEPTH;
+use crate::limits::{BLOCK_BYTES, WRITE_DEPTH};
 use crate::progress::Witness;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -14,10 +14,45 @@ use std::ops::Range;
 /// patience, and an interrupted run does not wait for a whole volume.
 const ZERO_BYTES_MAX: u64 = 256 << 20;
 
+/// Room for bytes on their way to the device, behind what is gathered there already.
+pub struct Room {
+    buffer: AlignedBuf,
+    at: usize,
+    /// What is gathered, in the order of the device.
+    runs: Vec<Run>,
+}
+
+impl Room {
+    /// The room itself.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        &mut self.buffer[self.at..]
+    }
+
+    /// Where on the device the gathered bytes end.
+    fn end(&self) -> u64 {
+        self.runs.last().map_or(0, |run| run.offset + run.bytes as u64)
+    }
+
+    /// Takes up pieces of what was put into the room, which is that much smaller afterwards.
+    fn add(&mut self, bytes: usize, runs: Vec<Run>) {
+        for run in runs {
+            let run = Run { at: self.at + run.at, ..run };
+            match self.runs.last_mut() {
+                Some(last) if last.offset + last.bytes as u64 == run.offset && last.at + last.bytes == run.at => last.bytes += run.bytes,
+                _ => self.runs.push(run),
+            }
+        }
+        // Only the last block of a volume is no multiple of a block; the next piece begins at one, for O_DIRECT.
+        self.at = (self.at + bytes).next_multiple_of(BLOCK_BYTES).min(self.buffer.len());
+    }
+}
+
 /// The device under a receiving session.
 pub struct Target {
     disk: Box<dyn Disk>,
     pool: Pool,
+    /// Writes that wait for more to go with them.
+    gathered: Option<Room>,
     geometry: Geometry,
     /// What is in flight: the byte range by token, for messages.
     writing: HashMap<u64, Range<u64>>,
@@ -28,7 +63,7 @@ pub struct Target {
 
 impl Target {
     /// Refuses a device that is smaller than the volume.
-    pub fn new(mut disk: Box<dyn Disk>, geometry: Geometry) -> Result<Target> {
+    pub fn new(disk: Box<dyn Disk>, geometry: Geometry) -> Result<Target> {
         if disk.bytes() < geometry.volume_bytes() {
             let short = geometry.volume_bytes() - disk.bytes();
             let message = format!(
@@ -40,8 +75,7 @@ impl Target {
             return Err(Error::new(Kind::Refused, message));
         }
         let pool = Pool::new(WRITE_DEPTH, geometry.chunk_bytes()).context(Kind::Failed, || "allocate write buffers")?;
-        disk.register(&pool);
-        Ok(Target { disk, pool, geometry, writing: HashMap::new(), token: 0, written_bytes: 0, failed: false })
+        Ok(Target { disk, pool, gathered: None, geometry, writing: HashMap::new(), token: 0, written_bytes: 0, failed: false })
     }
 
     /// How messages call the device.
@@ -60,8 +94,20 @@ impl Target {
         self.written_bytes
     }
 
+    /// Room for `bytes` bytes that belong at `offset` or behind it: behind what is gathered where they fit, or a
+    /// buffer of their own. While it is out the device may only be read where nothing is gathered in it.
+    pub fn room(&mut self, bytes: usize, offset: u64) -> Result<Room> {
+        if self.gathered.as_ref().is_some_and(|room| room.at + bytes > room.buffer.len() || room.end() > offset) {
+            self.write_gathered()?;
+        }
+        match self.gathered.take() {
+            Some(room) => Ok(room),
+            None => Ok(Room { buffer: self.buffer()?, at: 0, runs: Vec::new() }),
+        }
+    }
+
     /// A free buffer of a chunk's size; waits for a write to end where all are out.
-    pub fn buffer(&mut self) -> Result<AlignedBuf> {
+    fn buffer(&mut self) -> Result<AlignedBuf> {
         loop {
             match self.pool.take() {
                 Some(buffer) => return Ok(buffer),
@@ -70,21 +116,37 @@ impl Target {
         }
     }
 
-    /// Gives an unused buffer back.
-    pub fn put(&mut self, buffer: AlignedBuf) {
-        self.pool.put(buffer);
+    /// Gives room back that was not used.
+    pub fn put(&mut self, room: Room) {
+        if room.runs.is_empty() {
+            self.pool.put(room.buffer);
+        } else {
+            self.gathered = Some(room);
+        }
     }
 
-    /// Starts to write pieces of a buffer, which goes back to the pool when they are done.
-    pub fn write(&mut self, buffer: AlignedBuf, runs: Vec<Run>) -> Result<()> {
-        let range = runs.first().map_or(0, |run| run.offset)..runs.last().map_or(0, |run| run.offset + run.bytes as u64);
+    /// Writes pieces of the first `bytes` bytes of a room, soon: together with what follows, or before whatever
+    /// reads, zeroes or flushes the device.
+    pub fn write(&mut self, mut room: Room, bytes: usize, runs: Vec<Run>) -> Result<()> {
+        self.check()?;
         self.written_bytes += runs.iter().map(|run| run.bytes as u64).sum::<u64>();
-        self.submit(range, Action::Write(buffer, runs))
+        room.add(bytes, runs);
+        let full = room.at == room.buffer.len();
+        self.gathered = Some(room);
+        if full { self.write_gathered() } else { Ok(()) }
+    }
+
+    /// Starts the gathered writes.
+    pub fn write_gathered(&mut self) -> Result<()> {
+        let Some(room) = self.gathered.take() else { return Ok(()) };
+        let range = room.runs.first().map_or(0, |run| run.offset)..room.end();
+        self.submit(range, Action::Write(room.buffer, room.runs))
     }
 
     /// Starts to make a range of extents read as zeros. Where zeros would have to be written, only what is
     /// not zero yet is. Zeroing may take hours: what is done of it is told; that nobody listens ends nothing.
     pub fn zero(&mut self, extents: Range<u64>, witness: &mut dyn Witness) -> Result<()> {
+        self.write_gathered()?;
         if self.disk.zeroes_cheaply() {
             return self.zero_all(extents, witness);
         }
@@ -130,7 +192,7 @@ impl Target {
         // The kernel keeps no order between requests: a block that is written twice (an extent sent again)
         // must not meet its older content in flight.
         if self.writing.values().any(|other| other.start < range.end && range.start < other.end) {
-            self.drain()?;
+            self.wait_for_all()?;
         }
         self.token += 1;
         self.writing.insert(self.token, range);
@@ -165,8 +227,13 @@ impl Target {
         Ok(())
     }
 
-    /// Waits for everything in flight.
+    /// Waits for everything gathered and in flight.
     pub fn drain(&mut self) -> Result<()> {
+        let gathered = self.write_gathered();
+        self.wait_for_all().and(gathered)
+    }
+
+    fn wait_for_all(&mut self) -> Result<()> {
         let mut first = Ok(());
         while !self.writing.is_empty() {
             match self.disk.wait()? {

@@ -2,7 +2,7 @@
 //! each direction of a stream, so that a peer who is silent never holds up a disk.
 
 use super::zeroing::{STEP_BYTES, Ways, ZERO_BUFFER_BYTES};
-use super::{Action, AlignedBuf, Completion, Engine, Pool, Request, Run, buffer_of, check};
+use super::{Action, AlignedBuf, Completion, Engine, Request, Run, buffer_of, check};
 use crate::limits::{BLOCKING_THREADS, STOP_POLL};
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc;
@@ -148,8 +148,6 @@ impl Engine for Blocking {
     fn in_flight(&self) -> usize {
         self.in_flight
     }
-
-    fn register(&mut self, _pool: &Pool) {}
 }
 
 impl Drop for Blocking {

@@ -1,4 +1,4 @@
-//! Page-aligned buffers for O_DIRECT and registered I/O, on huge pages where the kernel has them
+//! Page-aligned buffers for O_DIRECT, on huge pages where the kernel has them
 //! (twice the speed on virtual disks: fewer segments per request).
 
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
@@ -9,8 +9,11 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-/// Alignment of an arena: one huge page.
+/// Alignment of an arena on huge pages: one of them.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
+/// From this size on an arena lies on huge pages. The first byte used of one costs all of it, so that a few buffers,
+/// of which a small session uses one, are better off without.
+const HUGE_ARENA_BYTES: usize = 4 << 20;
 /// Alignment of each buffer: the largest logical block size in use.
 const PAGE_BYTES: usize = 4096;
 
@@ -20,7 +23,6 @@ pub(super) struct Arena {
     map: NonNull<c_void>,
     map_bytes: usize,
     start: NonNull<u8>,
-    bytes: usize,
 }
 
 // SAFETY: the arena is plain memory; each part of it is reached only through the one `AlignedBuf`
@@ -31,7 +33,7 @@ unsafe impl Sync for Arena {}
 
 impl Arena {
     fn new(bytes: usize) -> io::Result<Arc<Arena>> {
-        let huge = bytes >= HUGE_PAGE_BYTES;
+        let huge = bytes >= HUGE_ARENA_BYTES;
         let map_bytes = if huge { bytes + HUGE_PAGE_BYTES } else { bytes };
         let length = NonZeroUsize::new(map_bytes).ok_or(io::ErrorKind::InvalidInput)?;
         // SAFETY: a fresh anonymous private mapping at an address of the kernel's choice aliases nothing.
@@ -43,12 +45,12 @@ impl Arena {
             // SAFETY: the range lies inside the mapping just made. Advice only: a refusal changes nothing but speed.
             let _ = unsafe { madvise(start.cast(), bytes, MmapAdvise::MADV_HUGEPAGE) };
         }
-        Ok(Arc::new(Arena { map, map_bytes, start, bytes }))
+        Ok(Arc::new(Arena { map, map_bytes, start }))
     }
 
-    /// The whole memory, for registration with a ring.
-    pub(super) fn memory(&self) -> (*mut u8, usize) {
-        (self.start.as_ptr(), self.bytes)
+    /// Where its memory begins, for the kernel.
+    pub(super) fn address(&self) -> *mut u8 {
+        self.start.as_ptr()
     }
 }
 
@@ -132,10 +134,6 @@ impl Pool {
     /// Bytes of each buffer.
     pub fn buffer_bytes(&self) -> usize {
         self.buffer_bytes
-    }
-
-    pub(super) fn arena(&self) -> &Arc<Arena> {
-        &self.arena
     }
 }
 

@@ -85,10 +85,6 @@ pub trait Engine: Send {
 
     /// Requests submitted whose completion was not yet taken.
     fn in_flight(&self) -> usize;
-
-    /// Tells the kernel about buffers that will be used again and again. A speed-up, never needed:
-    /// where it fails (RLIMIT_MEMLOCK) nothing is said.
-    fn register(&mut self, pool: &Pool);
 }
 
 /// Which engine to use.

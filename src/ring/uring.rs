@@ -7,10 +7,11 @@
 //!
 //! Entries die with the thread that submitted them, so an engine may be built anywhere but has to be
 //! used from a thread that lives as long as its requests. Deliberately not used: SQPOLL (costs a
-//! core), DEFER_TASKRUN and COOP_TASKRUN (bind the ring to one thread).
+//! core), DEFER_TASKRUN and COOP_TASKRUN (bind the ring to one thread), registered buffers (they fault a whole
+//! pool in, and gained nothing where it lies on huge pages).
 
 use super::zeroing::{STEP_BYTES, Way, Ways, ZERO_BUFFER_BYTES};
-use super::{Action, AlignedBuf, Completion, Engine, Pool, Request, Run, buffer::Arena, buffer_of, check};
+use super::{Action, AlignedBuf, Completion, Engine, Request, Run, buffer_of, check};
 use crate::limits::{RING_ENTRIES, STOP_POLL};
 use io_uring::{IoUring, opcode, squeue, types};
 use nix::libc::{self, EAGAIN, EBUSY, EINTR, ETIME};
@@ -21,10 +22,6 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Largest arena the kernel registers as one buffer.
-const REGISTERED_BYTES_MAX: usize = 1 << 30;
-/// Arenas registered with one engine; more are used unregistered.
-const REGISTERED_MAX: usize = 64;
 /// Longest transfer of one entry: its length field has 32 bits and the kernel cuts at 2 GiB.
 const ENTRY_BYTES_MAX: u64 = 1 << 30;
 /// The name of entries that only cancel others.
@@ -105,9 +102,6 @@ pub(super) struct Uring {
     /// Entries in the queue or in the kernel.
     entries: usize,
     done: VecDeque<Completion>,
-    registered: Vec<Arc<Arena>>,
-    /// Arenas to register as soon as nothing is in flight.
-    announced: Vec<Arc<Arena>>,
     ways: Ways,
     zeros: Option<AlignedBuf>,
     closing: bool,
@@ -128,8 +122,6 @@ impl Uring {
             backlog: VecDeque::new(),
             entries: 0,
             done: VecDeque::new(),
-            registered: Vec::new(),
-            announced: Vec::new(),
             ways: Ways::default(),
             zeros: None,
             closing: false,
@@ -229,30 +221,26 @@ impl Uring {
         if matches!(slot.work, Work::Zero(Way::WriteZeros)) && self.zeros.is_none() {
             self.zeros = Some(AlignedBuf::new(ZERO_BUFFER_BYTES)?);
         }
-        let registered = |buffer: &AlignedBuf| self.registered.iter().position(|arena| Arc::ptr_eq(arena, buffer.place().0));
         let fd = types::Fd(slot.file.as_raw_fd());
         let piece = slot.pieces[ticket.piece as usize];
         let bytes = piece.bytes.min(ENTRY_BYTES_MAX) as u32;
-        let fixed = slot.buffer.as_ref().and_then(registered).map(|index| index as u16);
         // `check` made sure that `at + bytes` lies in the buffer. The address comes from the arena: a
         // slice of the buffer must not exist while the kernel fills another piece of it.
         let address = slot.buffer.as_ref().map_or(std::ptr::null_mut(), |buffer| {
             let (arena, at) = buffer.place();
-            arena.memory().0.wrapping_add(at + piece.at)
+            arena.address().wrapping_add(at + piece.at)
         });
         // An offset of -1 is "where the stream is": right for sockets, pipes and terminals.
         let stream = u64::MAX;
-        let entry = match (slot.work, fixed) {
-            (Work::Receive, _) if slot.poll_first => opcode::PollAdd::new(fd, libc::POLLIN as u32).build(),
-            (Work::Transmit, _) if slot.poll_first => opcode::PollAdd::new(fd, libc::POLLOUT as u32).build(),
-            (Work::Read, Some(index)) => opcode::ReadFixed::new(fd, address, bytes, index).offset(piece.offset).build(),
-            (Work::Write, Some(index)) => opcode::WriteFixed::new(fd, address, bytes, index).offset(piece.offset).build(),
-            (Work::Read, None) => opcode::Read::new(fd, address, bytes).offset(piece.offset).build(),
-            (Work::Write, None) => opcode::Write::new(fd, address, bytes).offset(piece.offset).build(),
-            (Work::Receive, _) => opcode::Read::new(fd, address, bytes).offset(stream).build(),
-            (Work::Transmit, _) => opcode::Write::new(fd, address, bytes).offset(stream).build(),
-            (Work::Flush, _) => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
-            (Work::Zero(way), _) => match (way.mode(), &self.zeros) {
+        let entry = match slot.work {
+            Work::Receive if slot.poll_first => opcode::PollAdd::new(fd, libc::POLLIN as u32).build(),
+            Work::Transmit if slot.poll_first => opcode::PollAdd::new(fd, libc::POLLOUT as u32).build(),
+            Work::Read => opcode::Read::new(fd, address, bytes).offset(piece.offset).build(),
+            Work::Write => opcode::Write::new(fd, address, bytes).offset(piece.offset).build(),
+            Work::Receive => opcode::Read::new(fd, address, bytes).offset(stream).build(),
+            Work::Transmit => opcode::Write::new(fd, address, bytes).offset(stream).build(),
+            Work::Flush => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
+            Work::Zero(way) => match (way.mode(), &self.zeros) {
                 (Some(mode), _) => opcode::Fallocate::new(fd, piece.bytes.min(STEP_BYTES)).offset(piece.offset).mode(mode).build(),
                 (None, Some(zeros)) => {
                     let bytes = piece.bytes.min(zeros.len() as u64) as u32;
@@ -342,39 +330,6 @@ impl Uring {
         }
     }
 
-    /// Registers announced arenas. Only with nothing in flight: an entry under way names the old table.
-    fn register_announced(&mut self) {
-        if self.announced.is_empty() || self.entries > 0 {
-            return;
-        }
-        let old = self.registered.len();
-        for arena in std::mem::take(&mut self.announced) {
-            if self.registered.len() < REGISTERED_MAX && !self.registered.iter().any(|known| Arc::ptr_eq(known, &arena)) {
-                self.registered.push(arena);
-            }
-        }
-        if old > 0 && self.ring.submitter().unregister_buffers().is_err() {
-            return self.registered.truncate(old);
-        }
-        if !self.register_all() {
-            self.registered.truncate(old);
-            if !self.register_all() {
-                self.registered.clear();
-            }
-        }
-    }
-
-    fn register_all(&self) -> bool {
-        let part = |arena: &Arc<Arena>| {
-            let (start, bytes) = arena.memory();
-            libc::iovec { iov_base: start.cast(), iov_len: bytes }
-        };
-        let table: Vec<_> = self.registered.iter().map(part).collect();
-        // SAFETY: `registered` keeps each arena mapped until it is unregistered or the ring is gone, and
-        // the kernel touches its bytes only through entries, whose buffers the slots own.
-        table.is_empty() || unsafe { self.ring.submitter().register_buffers(&table) }.is_ok()
-    }
-
     /// Takes streams out of the backlog and asks the kernel to end those it waits for.
     fn cancel_streams(&mut self) -> io::Result<()> {
         let is_stream = |ticket: &Ticket| self.slots[ticket.slot as usize].as_ref().is_some_and(|slot| slot.work.is_stream());
@@ -424,7 +379,6 @@ impl Engine for Uring {
             self.done.push_back(Completion { token: request.token, result: Err(cause), buffer: buffer_of(request.action) });
             return Ok(());
         }
-        self.register_announced();
         self.file_request(file, request);
         self.pump()
     }
@@ -453,13 +407,6 @@ impl Engine for Uring {
 
     fn in_flight(&self) -> usize {
         self.slots.len() - self.free.len() + self.done.len()
-    }
-
-    fn register(&mut self, pool: &Pool) {
-        if pool.arena().memory().1 <= REGISTERED_BYTES_MAX {
-            self.announced.push(pool.arena().clone());
-            self.register_announced();
-        }
     }
 }
 
@@ -495,30 +442,6 @@ mod tests {
         let done = ring.wait(None).unwrap().unwrap();
         assert_eq!(done.result.unwrap(), 5);
         assert_eq!(&done.buffer.unwrap()[6..11], b"hello");
-    }
-
-    #[test]
-    fn arenas_announced_while_something_is_in_flight_are_registered_later() {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let (ours, mut ring) = (stream_file(ours), Uring::new().unwrap());
-        let file = Arc::new(tempfile::tempfile().unwrap());
-        ring.submit(&ours, Request { token: 1, action: Action::Receive(AlignedBuf::new(4096).unwrap(), 0..4096) }).unwrap();
-        let mut pools: Vec<_> = (0..3).map(|_| Pool::new(2, 4096).unwrap()).collect();
-        pools.iter().for_each(|pool| ring.register(pool));
-        assert!(ring.registered.is_empty());
-        drop(theirs);
-        assert_eq!(ring.wait(None).unwrap().unwrap().result.unwrap(), 0);
-        for (i, pool) in pools.iter_mut().enumerate() {
-            let mut buffer = pool.take().unwrap();
-            buffer.fill(i as u8 + 1);
-            let runs = vec![Run { at: 0, offset: i as u64 * 4096, bytes: 4096 }];
-            ring.submit(&file, Request { token: 2, action: Action::Write(buffer, runs) }).unwrap();
-            pool.put(ring.wait(None).unwrap().unwrap().buffer.unwrap());
-        }
-        assert_eq!(ring.registered.len(), 3);
-        let mut seen = [0; 3 * 4096];
-        std::os::unix::fs::FileExt::read_exact_at(&*file, &mut seen, 0).unwrap();
-        assert!(seen.chunks(4096).enumerate().all(|(i, part)| part.iter().all(|byte| *byte == i as u8 + 1)));
     }
 
     #[test]
