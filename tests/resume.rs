@@ -291,7 +291,7 @@ fn a_frame_that_fails_in_its_last_extent_leaves_no_claim_on_the_first() {
 fn a_first_copy_that_ended_without_a_checkpoint_goes_on() {
     for back_to_zero in [false, true] {
         let mut pair = Pair::new(&noise(40 * EXTENT, 2));
-        let error = pair.run(Trouble { writes_left: Some(5), ..Trouble::default() }).unwrap_err();
+        let error = pair.run(Trouble { writes_left: Some(1), ..Trouble::default() }).unwrap_err();
         assert_eq!(error.kind(), Kind::Storage, "{}", error.chain());
         assert!(
             !differing(&pair.path("target"), &{

@@ -235,8 +235,8 @@ impl Site for HostSite {
     }
 
     fn make_journal(&self) -> Result<Box<dyn Disk>> {
-        self.files.remove(JOURNAL)?;
-        Ok(Box::new(RawDisk::create(&self.files.folder().join(JOURNAL), 0, self.choice)?))
+        self.files.discard(JOURNAL)?;
+        Ok(Box::new(RawDisk::create_unnamed(&self.files.folder().join(JOURNAL), self.choice)?))
     }
 
     fn now_ms(&self) -> u64 {

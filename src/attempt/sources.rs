@@ -61,16 +61,23 @@ impl Source {
             );
             return Err(Error::new(Kind::Refused, message));
         }
-        let files = state.files(Side::Sources, &record.relationship)?;
+        let files = match record.generation {
+            0 => state.files(Side::Sources, &record.relationship)?,
+            // Whoever recorded a generation had made the folder durable before.
+            _ => HostFiles::new(&state.folder(Side::Sources, &record.relationship)),
+        };
         let lock = Lock::take(files.folder(), &format!("the pair {} → {target}", path.display()))?;
         // Read again under the lock: another run may have moved the cursor meanwhile.
         if let Some(current) = SourceRecord::load(&files)? {
             record = current;
         }
+        let known = record.clone();
         record.volume_bytes = identity.bytes;
         record.target = target.to_owned();
         record.source = identity;
-        if remember {
+        // A record that says all of it already may be in a cache only, if who wrote it was killed and the power went
+        // right after: then the generation before comes back, and the next handshake finds out.
+        if remember && (record.generation == 0 || record != known) {
             record.store(&files)?;
         }
         Ok(Source { record, files, is_new, _lock: lock })

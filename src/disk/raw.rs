@@ -67,19 +67,19 @@ impl RawDisk {
         RawDisk::over(path, file, access, kind.is_block_device(), choice)
     }
 
+    /// Makes a new empty file that nobody but its owner may read. It is durable once it and its folder were synced.
+    pub fn create_unnamed(path: &Path, choice: Choice) -> Result<RawDisk> {
+        RawDisk::over(path, create_new(path)?, Access::Write, false, choice)
+    }
+
     /// Makes a new image file of this size, all of it a hole. Nobody but its owner may read it.
     pub fn create(path: &Path, bytes: u64, choice: Choice) -> Result<RawDisk> {
-        let what = || format!("create image file {}", path.display());
-        let created = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
-        let file = created.map_err(|cause| {
-            let kind = if cause.kind() == io::ErrorKind::AlreadyExists { Kind::Refused } else { Kind::Storage };
-            Error::because(kind, what(), cause)
-        })?;
+        let file = create_new(path)?;
         let sized = file.set_len(bytes).and_then(|()| file.sync_all()).and_then(|()| sync_folder_of(path));
         if sized.is_err() {
             let _ = fs::remove_file(path);
         }
-        sized.context(Kind::Storage, what)?;
+        sized.context(Kind::Storage, || format!("create image file {}", path.display()))?;
         RawDisk::over(path, file, Access::Write, false, choice)
     }
 
@@ -135,6 +135,13 @@ impl RawDisk {
             _ => &self.buffered,
         }
     }
+}
+
+fn create_new(path: &Path) -> Result<File> {
+    OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path).map_err(|cause| {
+        let kind = if cause.kind() == io::ErrorKind::AlreadyExists { Kind::Refused } else { Kind::Storage };
+        Error::because(kind, format!("create file {}", path.display()), cause)
+    })
 }
 
 /// The reason in words, and what to do, for a failed open.

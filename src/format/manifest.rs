@@ -202,31 +202,13 @@ pub fn write_entry(entry: &mut [u8], digest: &Digest, blocks: &[Digest]) {
     unused.fill(0);
 }
 
-/// Makes the root from the table, slice by slice.
-#[derive(Debug)]
-pub struct Root<'a> {
-    hasher: &'a Hasher,
-    slices: Vec<Digest>,
-}
-
-impl<'a> Root<'a> {
-    /// A root that covers the geometry and, slice by slice, the table.
-    pub fn new(hasher: &'a Hasher, geometry: &Geometry) -> Root<'a> {
-        let mut sizes = [0; 16];
-        sizes[..8].copy_from_slice(&geometry.volume_bytes().to_le_bytes());
-        sizes[8..].copy_from_slice(&(geometry.extent_bytes() as u64).to_le_bytes());
-        Root { hasher, slices: vec![hasher.digest(&sizes)] }
-    }
-
-    /// Adds the next `SLICE_PAGES` entries of the table (the last slice may be shorter).
-    pub fn add(&mut self, slice: &[Digest]) {
-        self.slices.push(self.hasher.over(slice));
-    }
-
-    /// The root.
-    pub fn finish(self) -> Digest {
-        self.hasher.over(&self.slices)
-    }
+/// The root from the digests of the table's slices: `SLICE_PAGES` entries each, the last maybe fewer.
+pub fn root_of<'a>(hasher: &Hasher, geometry: &Geometry, slices: impl Iterator<Item = &'a Digest>) -> Digest {
+    let mut sizes = [0; 16];
+    sizes[..8].copy_from_slice(&geometry.volume_bytes().to_le_bytes());
+    sizes[8..].copy_from_slice(&(geometry.extent_bytes() as u64).to_le_bytes());
+    let all: Vec<Digest> = std::iter::once(hasher.digest(&sizes)).chain(slices.copied()).collect();
+    hasher.over(&all)
 }
 
 #[cfg(test)]

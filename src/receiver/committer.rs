@@ -159,7 +159,8 @@ pub fn finish(site: &dyn Site, record: &mut ReplicaRecord, commit: &Commit, draf
     };
     record_commit(site, record, commit, manifest.is_none())?;
     drop(manifest);
-    site.files().remove(JOURNAL).within(|| "the generation is committed; its journal is left over")?;
+    // A journal that a crash brings back belongs to the generation before, and goes then.
+    site.files().discard(JOURNAL).within(|| "the generation is committed; its journal is left over")?;
     failpoint::reach("receiver.journal-dropped");
     Ok(())
 }

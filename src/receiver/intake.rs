@@ -235,6 +235,8 @@ impl Session<'_> {
             failpoint::reach("receiver.direct-checkpoint-installed");
         } else if let Some(journal) = &mut intake.journal {
             journal.checkpoint()?;
+            // It may be new: its content is durable, its name has to be, too.
+            self.site.files().sync_names()?;
             failpoint::reach("receiver.journal-checkpoint");
         }
         Ok(())

@@ -32,11 +32,11 @@ pub struct Journaler {
 }
 
 impl Journaler {
-    /// Begins a journal on an empty file.
+    /// Begins a journal on an empty file. Nothing of it is durable before the first checkpoint.
     pub fn create(disk: Box<dyn Disk>, belongs: &Belongs) -> Result<Journaler> {
         let mut journal = Journaler::at(disk, 0, Chain::default())?;
         journal.append_bytes(&belongs.encode())?;
-        journal.checkpoint()?;
+        journal.write_out()?;
         Ok(journal)
     }
 
@@ -132,8 +132,8 @@ impl Journaler {
         Ok(())
     }
 
-    /// Pads, writes and syncs. From here on a crash keeps every frame appended so far.
-    pub fn checkpoint(&mut self) -> Result<()> {
+    /// Pads and writes what is gathered, and waits for it.
+    fn write_out(&mut self) -> Result<()> {
         if let Some(mut buffer) = self.buffer.take() {
             let padded = self.filled.next_multiple_of(ALIGN_BYTES);
             buffer[self.filled..padded].fill(0);
@@ -143,6 +143,13 @@ impl Journaler {
         while self.in_flight > 0 {
             self.reap()?;
         }
+        Ok(())
+    }
+
+    /// Pads, writes and syncs. From here on a crash keeps every frame appended so far, once the journal's name is
+    /// durable.
+    pub fn checkpoint(&mut self) -> Result<()> {
+        self.write_out()?;
         if let Err(error) = crate::disk::flush(&mut *self.disk) {
             // A second sync would prove nothing: the kernel reports a lost write once. The journal is given
             // up, so that the next attempt stages the delta anew instead of going on behind it.

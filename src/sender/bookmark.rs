@@ -8,7 +8,7 @@
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Kind, Result};
 use crate::extent::{ExtentIndex, Geometry};
-use crate::format::manifest::{About, Entry, write_entry};
+use crate::format::manifest::{About, Entry, PAGE_UNKNOWN, PAGE_ZERO, write_entry};
 use crate::format::stream::{Baseline, Have};
 use crate::limits::PAGE_EXTENTS;
 use crate::state::manifest::{Damage, Manifest};
@@ -105,25 +105,35 @@ impl HaveView {
     /// Of a range of zero extents, those that the receiver is not known to hold as zero, as ranges;
     /// whole manifest pages of zeros are passed over without a look at their extents.
     pub fn not_zero(&mut self, mut base: Option<&mut Manifest>, extents: Range<u64>, out: &mut Vec<Range<u64>>) -> Result<()> {
+        let mut push = |range: Range<u64>| match out.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => out.push(range),
+        };
         let mut at = extents.start;
         while at < extents.end {
             let page = at / PAGE_EXTENTS as u64;
-            let page_end = ((page + 1) * PAGE_EXTENTS as u64).min(extents.end);
-            if self.whole_page(base.as_deref_mut(), page)? == Some(true) {
-                at = page_end;
-                continue;
-            }
-            let unknown = self.whole_page(base.as_deref_mut(), page)? == Some(false);
-            for extent in at..page_end {
-                let zero =
-                    !unknown && self.entry(base.as_deref_mut(), ExtentIndex(extent))?.digest == self.zero.of(ExtentIndex(extent)).digest;
-                match out.last_mut() {
-                    _ if zero => {}
-                    Some(last) if last.end == extent => last.end = extent + 1,
-                    _ => out.push(extent..extent + 1),
+            if let (None, Baseline::Yours, Some(base)) = (&self.listed, self.baseline, base.as_deref_mut()) {
+                // Of a sparse volume's pages nearly all are.
+                let zeros = base.run_of(page..extents.end.div_ceil(PAGE_EXTENTS as u64), PAGE_ZERO)?;
+                if zeros > 0 {
+                    at = (page + zeros) * PAGE_EXTENTS as u64;
+                    continue;
                 }
             }
-            at = page_end;
+            let part = at..((page + 1) * PAGE_EXTENTS as u64).min(extents.end);
+            at = part.end;
+            match self.whole_page(base.as_deref_mut(), page)? {
+                Some(true) => {}
+                Some(false) => push(part),
+                None => {
+                    for extent in part {
+                        let zero = self.zero.of(ExtentIndex(extent)).digest;
+                        if self.entry(base.as_deref_mut(), ExtentIndex(extent))?.digest != zero {
+                            push(extent..extent + 1);
+                        }
+                    }
+                }
+            }
         }
         Ok(())
     }
@@ -131,7 +141,6 @@ impl HaveView {
     /// `Some(true)`: all of the page is zero at the receiver; `Some(false)`: nothing of it is known;
     /// `None`: look at each extent.
     fn whole_page(&mut self, base: Option<&mut Manifest>, page: u64) -> Result<Option<bool>> {
-        use crate::format::manifest::{PAGE_UNKNOWN, PAGE_ZERO};
         if let Some(listed) = &mut self.listed {
             match listed.page_digest(page)? {
                 PAGE_ZERO => return Ok(Some(true)),

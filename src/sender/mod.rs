@@ -99,7 +99,7 @@ pub struct Outcome {
 pub fn send(pass: &mut Pass<'_>, wire: &mut Wire) -> Result<Outcome> {
     let result = run(pass, wire);
     // What the receiver listed is of no use after the session, however it ended; the first failure counts.
-    let removed = pass.files.remove(HAVE);
+    let removed = pass.files.discard(HAVE);
     match result.and_then(|outcome| removed.map(|()| outcome)) {
         Err(error) if error.kind() == Kind::Transient => Err(wire.explain(error)),
         Err(error) => {
@@ -168,6 +168,8 @@ fn replicate(pass: &mut Pass<'_>, wire: &mut Wire, agreed: &mut Agreed, geometry
         }
     }
     framer.finish()?;
+    // The receiver proves the last frames while the draft is sealed here.
+    framer.wire().push()?;
     let about = About { generation, epoch: agreed.welcome.epoch, ..agreed.about };
     let mut rounds = 0;
     loop {

@@ -29,6 +29,12 @@ pub trait Files: Send {
     /// Removes a file if it is there. Durable when this returns.
     fn remove(&self, name: &str) -> Result<()>;
 
+    /// Removes a file that nobody believes any more, if it is there: a crash may bring it back.
+    fn discard(&self, name: &str) -> Result<()>;
+
+    /// Makes durable which files there are.
+    fn sync_names(&self) -> Result<()>;
+
     /// Bytes that may still be written to this file system.
     fn free_bytes(&self) -> Result<u64>;
 }
@@ -144,6 +150,20 @@ impl Files for HostFiles {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error).context(Kind::Storage, || format!("remove {}", path.display())),
         }
+    }
+
+    fn discard(&self, name: &str) -> Result<()> {
+        let path = self.folder.join(name);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).context(Kind::Storage, || format!("remove {}", path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn sync_names(&self) -> Result<()> {
+        self.sync_folder()
     }
 
     fn free_bytes(&self) -> Result<u64> {

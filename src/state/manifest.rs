@@ -13,6 +13,7 @@ use crate::extent::{ExtentIndex, Geometry};
 use crate::failpoint;
 use crate::format::manifest::*;
 use crate::limits::{FORGET_PAGES, PAGE_EXTENTS, PAGES_CACHED};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use zerocopy::IntoBytes;
 
@@ -31,10 +32,22 @@ struct Page {
     dirty: bool,
 }
 
+/// A part of the table, with the range of its entries that are not written yet.
 struct Slice {
     number: u64,
     entries: Vec<Digest>,
-    dirty: bool,
+    dirty: Range<usize>,
+    /// It is known to have changed: it is touched, and its digest is not known.
+    marked: bool,
+}
+
+impl Slice {
+    fn set(&mut self, at: usize, digest: Digest) {
+        if self.entries[at] != digest {
+            self.entries[at] = digest;
+            self.dirty = if self.dirty.is_empty() { at..at + 1 } else { self.dirty.start.min(at)..self.dirty.end.max(at + 1) };
+        }
+    }
 }
 
 /// One manifest file.
@@ -45,6 +58,10 @@ pub struct Manifest {
     hasher: Hasher,
     damage: Damage,
     slice: Option<Slice>,
+    /// The digests of the table's slices as far as they are known: a root is made anew from those that changed.
+    names: Vec<Digest>,
+    /// Slices of the table that may say anything, where the file was made here; the others need not be read.
+    touched: Option<BTreeSet<u64>>,
     /// Most recently used first.
     pages: Vec<Page>,
     blocks: Vec<Digest>,
@@ -56,7 +73,7 @@ impl Manifest {
         let file = files.create(name)?;
         let about = About { sealed: false, ..about };
         file.write_at(&about.encode(), 0)?;
-        Ok(Manifest::over(file, about, hasher, damage))
+        Ok(Manifest { touched: Some(BTreeSet::new()), ..Manifest::over(file, about, hasher, damage) })
     }
 
     /// Opens a manifest. `None`: there is none, or its header cannot be believed.
@@ -69,7 +86,18 @@ impl Manifest {
 
     fn over(file: Box<dyn StateFile>, about: About, hasher: &Hasher, damage: Damage) -> Manifest {
         let layout = Layout::new(&about.geometry);
-        Manifest { file, about, layout, hasher: hasher.clone(), damage, slice: None, pages: Vec::new(), blocks: Vec::new() }
+        Manifest {
+            file,
+            about,
+            layout,
+            hasher: hasher.clone(),
+            damage,
+            slice: None,
+            names: Vec::new(),
+            touched: None,
+            pages: Vec::new(),
+            blocks: Vec::new(),
+        }
     }
 
     /// What the manifest says of itself.
@@ -94,19 +122,54 @@ impl Manifest {
         let number = page / SLICE_PAGES as u64;
         if self.slice.as_ref().is_none_or(|slice| slice.number != number) {
             self.write_slice()?;
-            let mut entries = vec![Digest::UNKNOWN; self.slice_pages(number)];
-            self.file.read_at(entries.as_mut_bytes(), self.layout.table_at(number * SLICE_PAGES as u64))?;
-            self.slice = Some(Slice { number, entries, dirty: false });
+            let mut entries = self.slice.take().map_or_else(Vec::new, |slice| slice.entries);
+            entries.clear();
+            entries.resize(self.slice_pages(number), Digest::UNKNOWN);
+            if self.may_hold(number) {
+                self.file.read_at(entries.as_mut_bytes(), self.layout.table_at(number * SLICE_PAGES as u64))?;
+            }
+            self.slice = Some(Slice { number, entries, dirty: 0..0, marked: false });
         }
         self.slice.as_mut().ok_or_else(|| Error::new(Kind::Failed, "a manifest slice vanished"))
     }
 
+    /// Writes what changed of the slice at hand, and no more: of a large volume's table, a change touches one line.
     fn write_slice(&mut self) -> Result<()> {
         let Some(slice) = &mut self.slice else { return Ok(()) };
-        if std::mem::take(&mut slice.dirty) {
-            self.file.write_at(slice.entries.as_bytes(), self.layout.table_at(slice.number * SLICE_PAGES as u64))?;
+        let dirty = std::mem::replace(&mut slice.dirty, 0..0);
+        if !dirty.is_empty() {
+            let first = slice.number * SLICE_PAGES as u64 + dirty.start as u64;
+            self.file.write_at(slice.entries[dirty].as_bytes(), self.layout.table_at(first))?;
         }
         Ok(())
+    }
+
+    fn may_hold(&self, slice: u64) -> bool {
+        self.touched.as_ref().is_none_or(|touched| touched.contains(&slice))
+    }
+
+    /// The first slice from `slice` on that may say anything.
+    fn next_slice(&self, slice: u64) -> Option<u64> {
+        let found = self.touched.as_ref().map_or(Some(slice), |touched| touched.range(slice..).next().copied());
+        found.filter(|slice| *slice < self.slices())
+    }
+
+    fn slices(&self) -> u64 {
+        self.layout.pages.div_ceil(SLICE_PAGES as u64)
+    }
+
+    /// How many pages from the first on say just this, up to the end of a slice of the table. Pages that are changed
+    /// in memory end the run.
+    pub fn run_of(&mut self, pages: Range<u64>, said: Digest) -> Result<u64> {
+        let slice = pages.start / SLICE_PAGES as u64;
+        let changed = self.pages.iter().filter(|page| page.dirty && pages.contains(&page.number)).map(|page| page.number).min();
+        let end = pages.end.min((slice + 1) * SLICE_PAGES as u64).min(changed.unwrap_or(u64::MAX));
+        if !self.may_hold(slice) && self.slice.as_ref().is_none_or(|at_hand| at_hand.number != slice) {
+            return Ok(if said == PAGE_UNKNOWN { end - pages.start } else { 0 });
+        }
+        let first = slice * SLICE_PAGES as u64;
+        let entries = &self.slice_of(pages.start)?.entries[(pages.start - first) as usize..(end - first) as usize];
+        Ok(entries.iter().take_while(|entry| **entry == said).count() as u64)
     }
 
     /// The table's word on a page: its digest, `PAGE_ZERO` or `PAGE_UNKNOWN`.
@@ -127,10 +190,18 @@ impl Manifest {
     }
 
     fn set_page_digest(&mut self, page: u64, digest: Digest) -> Result<()> {
+        let number = page / SLICE_PAGES as u64;
         let slice = self.slice_of(page)?;
-        let entry = &mut slice.entries[(page % SLICE_PAGES as u64) as usize];
-        slice.dirty |= *entry != digest;
-        *entry = digest;
+        slice.set((page % SLICE_PAGES as u64) as usize, digest);
+        if std::mem::replace(&mut slice.marked, true) {
+            return Ok(());
+        }
+        if let Some(name) = self.names.get_mut(number as usize) {
+            *name = Digest::UNKNOWN;
+        }
+        if let Some(touched) = &mut self.touched {
+            touched.insert(number);
+        }
         Ok(())
     }
 
@@ -273,23 +344,27 @@ impl Manifest {
     /// The root over what is known now.
     pub fn root(&mut self) -> Result<Digest> {
         self.write()?;
-        let (hasher, geometry) = (self.hasher.clone(), self.geometry());
-        let mut root = Root::new(&hasher, &geometry);
-        for slice in 0..self.layout.pages.div_ceil(SLICE_PAGES as u64) {
-            root.add(&self.slice_of(slice * SLICE_PAGES as u64)?.entries);
-        }
-        Ok(root.finish())
+        self.name_slices()?;
+        Ok(root_of(&self.hasher, &self.geometry(), self.names.iter()))
     }
 
-    /// Makes the pages durable and then a header that says so.
-    pub fn seal(&mut self, about: About) -> Result<()> {
-        self.write()?;
-        // From here on a crash leaves whole pages under a header that does not claim them yet.
-        self.file.sync()?;
+    /// Finds the digests of the slices of which they are not known.
+    fn name_slices(&mut self) -> Result<()> {
+        let hasher = self.hasher.clone();
+        self.names.resize(self.slices() as usize, Digest::UNKNOWN);
+        for slice in 0..self.slices() {
+            if !self.names[slice as usize].is_known() {
+                let at_hand = self.slice_of(slice * SLICE_PAGES as u64)?;
+                at_hand.marked = false;
+                self.names[slice as usize] = hasher.over(&at_hand.entries);
+            }
+        }
+        Ok(())
+    }
+
+    fn write_header(&mut self, about: About) -> Result<()> {
         self.about = About { sealed: true, ..about };
-        self.file.write_at(&self.about.encode(), 0)?;
-        // From here on a crash leaves a manifest that is believed.
-        self.file.sync()
+        self.file.write_at(&self.about.encode(), 0)
     }
 
     /// Reads every page against the table and the table against the root.
@@ -331,14 +406,15 @@ impl Draft {
     /// The pages that changed, in order, as far as they are from `page` on: the next one at or after it.
     pub fn changed_page(&mut self, from: u64) -> Result<Option<u64>> {
         let mut page = from;
-        while page < self.next.layout.pages {
+        self.next.write()?;
+        while let Some(slice) = self.next.next_slice(page / SLICE_PAGES as u64) {
+            page = page.max(slice * SLICE_PAGES as u64);
             let in_slice = (page % SLICE_PAGES as u64) as usize;
-            self.next.write()?;
             let slice = self.next.slice_of(page)?;
             if let Some(found) = slice.entries[in_slice..].iter().position(|entry| *entry != PAGE_UNKNOWN) {
                 return Ok(Some(page + found as u64));
             }
-            page += (slice.entries.len() - in_slice) as u64;
+            page = (page / SLICE_PAGES as u64 + 1) * SLICE_PAGES as u64;
         }
         Ok(None)
     }
@@ -378,15 +454,21 @@ impl Draft {
     /// Sets a range of extents to zero: whole pages by their mark alone.
     pub fn set_zeros(&mut self, extents: Range<u64>) -> Result<()> {
         let (geometry, layout) = (self.base.geometry(), self.base.layout);
-        for page in pages_touched(&extents) {
-            let of_page = layout.extents(&geometry, page);
-            let part = extents.start.max(of_page.start)..extents.end.min(of_page.end);
-            let already = !self.next.holds(page)? && self.base.page_digest(page)? == PAGE_ZERO;
-            if already {
+        let pages = pages_touched(&extents);
+        let mut page = pages.start;
+        while page < pages.end {
+            // Of a sparse volume most of the base says zero already, and the draft nothing.
+            let still = self.base.run_of(page..pages.end, PAGE_ZERO)?;
+            let still = if still > 0 { self.next.run_of(page..page + still, PAGE_UNKNOWN)? } else { 0 };
+            if still > 0 {
+                page += still;
                 continue;
             }
+            let of_page = layout.extents(&geometry, page);
+            let part = extents.start.max(of_page.start)..extents.end.min(of_page.end);
+            page += 1;
             if part != of_page {
-                self.own_page(page)?;
+                self.own_page(page - 1)?;
             }
             self.next.set_zeros(part)?;
         }
@@ -447,25 +529,35 @@ impl Draft {
     /// The root that base and changes make together.
     pub fn root(&mut self) -> Result<Digest> {
         self.base.write()?;
+        self.base.name_slices()?;
         self.next.write()?;
-        let (hasher, geometry) = (self.base.hasher.clone(), self.base.geometry());
-        let mut root = Root::new(&hasher, &geometry);
-        for slice in 0..self.base.layout.pages.div_ceil(SLICE_PAGES as u64) {
+        let hasher = self.base.hasher.clone();
+        let (mut names, mut merged, mut from) = (self.base.names.clone(), Vec::new(), 0);
+        while let Some(slice) = self.next.next_slice(from) {
             let page = slice * SLICE_PAGES as u64;
-            let mut merged = self.base.slice_of(page)?.entries.clone();
+            merged.clone_from(&self.base.slice_of(page)?.entries);
             for (entry, next) in merged.iter_mut().zip(&self.next.slice_of(page)?.entries) {
                 if *next != PAGE_UNKNOWN {
                     *entry = *next;
                 }
             }
-            root.add(&merged);
+            names[slice as usize] = hasher.over(&merged);
+            from = slice + 1;
         }
-        Ok(root.finish())
+        Ok(root_of(&hasher, &self.base.geometry(), names.iter()))
     }
 
-    /// Makes the draft durable as this generation. From here on it may be installed, again and again.
+    /// Makes the draft durable as this generation, and with its name those of all files in its folder: the journal's
+    /// too. From here on it may be installed, again and again.
+    ///
+    /// One sync for pages and header together: before it returned, no record and no peer calls this generation
+    /// committed, and nobody believes a draft unasked. What is believed later is checked: the table by the root, the
+    /// pages by the table.
     pub fn seal(&mut self, about: About) -> Result<()> {
-        self.next.seal(about)
+        self.next.write()?;
+        self.next.write_header(about)?;
+        // From here on a crash leaves the old manifest and all that is needed to make the new one of it.
+        self.next.file.sync()
     }
 
     /// Copies the changed pages into the base, which becomes the sealed draft's generation.
@@ -473,12 +565,18 @@ impl Draft {
     pub fn install(mut self, files: &dyn Files) -> Result<Manifest> {
         let about = self.next.about;
         debug_assert!(about.sealed, "only a sealed draft may be installed");
-        self.copy_pages()?;
-        self.base.seal(about)?;
+        if self.copy_pages()? {
+            self.base.write()?;
+            // From here on a crash leaves the new pages under the old header, and the draft.
+            self.base.file.sync()?;
+        }
+        self.base.write_header(about)?;
+        self.base.file.sync()?;
+        // From here on a crash leaves the new manifest.
         failpoint::reach("manifest.installed");
-        // From here on the draft is not needed.
+        // The draft is not needed any more. One that a crash brings back is of a generation that nobody asks for.
         drop(self.next);
-        files.remove(NEXT)?;
+        files.discard(NEXT)?;
         Ok(self.base)
     }
 
@@ -493,7 +591,8 @@ impl Draft {
         Draft::new(files, self.base)
     }
 
-    fn copy_pages(&mut self) -> Result<()> {
+    /// Whether there were any.
+    fn copy_pages(&mut self) -> Result<bool> {
         let layout = self.base.layout;
         let mut from = 0;
         while let Some(page) = self.changed_page(from)? {
@@ -507,7 +606,7 @@ impl Draft {
             failpoint::reach("manifest.install-halfway");
             from = page + 1;
         }
-        Ok(())
+        Ok(from > 0)
     }
 }
 
@@ -635,6 +734,45 @@ mod tests {
             })
             .collect();
         assert_eq!(roots[0], roots[1]);
+    }
+
+    #[test]
+    fn a_root_made_from_what_changed_is_that_of_the_whole_table_and_little_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = HostFiles::new(folder.path());
+        // Some three slices of the table, and a half.
+        let about = about(230 << 30);
+        let pages = Layout::new(&about.geometry).pages;
+        let mut base = Manifest::create(&files, MANIFEST, about, &hasher(), Damage::Refuse).unwrap();
+        let mut seed = 7u64;
+        let mut random = |below: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) % below
+        };
+        for generation in 1..9 {
+            let mut draft = Draft::new(&files, base).unwrap();
+            if generation == 1 {
+                draft.set_zeros(0..about.geometry.extents()).unwrap();
+            }
+            for _ in 0..20 {
+                let (first, count) = (random(about.geometry.extents() - 400), random(400));
+                match random(3) {
+                    0 => draft.set_zeros(first..first + count).unwrap(),
+                    _ => fill(&mut draft, first..first + 3, generation as u8),
+                }
+                if random(4) == 0 {
+                    draft.root().unwrap();
+                }
+            }
+            let sealed = About { generation, root: draft.root().unwrap(), ..about };
+            draft.seal(sealed).unwrap();
+            let next = std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(folder.path().join(NEXT)).unwrap()) * 512;
+            assert!(generation == 1 || next < 60 * (20 << 10) + (256 << 10), "{next} bytes for at most 60 pages");
+            draft.install(&files).unwrap();
+            base =
+                load(&files, generation, &sealed.root, &about.geometry, &hasher(), Damage::Refuse).unwrap().expect("it is the generation");
+            assert_eq!(base.run_of(0..pages, PAGE_UNKNOWN).unwrap(), 0);
+        }
     }
 
     #[test]

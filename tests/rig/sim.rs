@@ -532,6 +532,19 @@ impl Files for Store {
         steps(&mut world).context(Kind::Storage, || format!("remove {name}"))
     }
 
+    fn discard(&self, name: &str) -> Result<()> {
+        let mut world = self.world();
+        if world.names.contains_key(name) {
+            world.step().context(Kind::Storage, || format!("remove {name}"))?;
+            world.names.remove(name);
+        }
+        Ok(())
+    }
+
+    fn sync_names(&self) -> Result<()> {
+        self.world().sync_names().context(Kind::Storage, || "sync the folder")
+    }
+
     fn free_bytes(&self) -> Result<u64> {
         Ok(1 << 40)
     }
@@ -575,13 +588,9 @@ impl Site for SimSite {
     }
 
     fn make_journal(&self) -> Result<Box<dyn Disk>> {
-        self.0.remove(JOURNAL)?;
-        let made = (|| {
-            let mut world = self.0.world();
-            world.create(JOURNAL)?;
-            world.sync_names()
-        })();
-        made.context(Kind::Storage, || "make the journal")?;
+        // As on a host: not durable before the first sync of the names.
+        self.0.discard(JOURNAL)?;
+        self.0.world().create(JOURNAL).context(Kind::Storage, || "make the journal")?;
         self.open_journal()?.ok_or_else(|| Error::new(Kind::Failed, "it was just made"))
     }
 
