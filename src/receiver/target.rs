@@ -94,10 +94,10 @@ impl Target {
         self.written_bytes
     }
 
-    /// Room for `bytes` bytes that belong at `offset` or behind it: behind what is gathered where they fit, or a
-    /// buffer of their own. While it is out the device may only be read where nothing is gathered in it.
+    /// Room for `bytes` bytes from `offset` on: behind what is gathered where they continue it and fit, or a buffer of
+    /// their own. While it is out the device may only be read where nothing is gathered in it.
     pub fn room(&mut self, bytes: usize, offset: u64) -> Result<Room> {
-        if self.gathered.as_ref().is_some_and(|room| room.at + bytes > room.buffer.len() || room.end() > offset) {
+        if self.gathered.as_ref().is_some_and(|room| room.at + bytes > room.buffer.len() || room.end() != offset) {
             self.write_gathered()?;
         }
         match self.gathered.take() {
@@ -125,15 +125,15 @@ impl Target {
         }
     }
 
-    /// Writes pieces of the first `bytes` bytes of a room, soon: together with what follows, or before whatever
-    /// reads, zeroes or flushes the device.
+    /// Writes pieces of the first `bytes` bytes of a room: one that more may continue together with that, at the latest
+    /// before whatever reads, zeroes or flushes the device; scattered ones at once.
     pub fn write(&mut self, mut room: Room, bytes: usize, runs: Vec<Run>) -> Result<()> {
         self.check()?;
         self.written_bytes += runs.iter().map(|run| run.bytes as u64).sum::<u64>();
         room.add(bytes, runs);
-        let full = room.at == room.buffer.len();
+        let whole = room.at == room.buffer.len() || room.runs.len() > 1;
         self.gathered = Some(room);
-        if full { self.write_gathered() } else { Ok(()) }
+        if whole { self.write_gathered() } else { Ok(()) }
     }
 
     /// Starts the gathered writes.
