@@ -225,3 +225,15 @@ pub const RETRY_INITIAL: Duration = Duration::from_secs(30);
 pub const RETRY_MAX: Duration = Duration::from_secs(30 * 60);
 /// How long a run waits for a quiet volume where quiet_after is set and quiet_wait_max is not.
 pub const QUIET_WAIT_MAX: Duration = Duration::from_secs(10 * 60);
+/// Least interval that a job of passes back to back is held to: the last pass says how long the next will take, and
+/// one that found nothing says nothing.
+pub const CONTINUOUS_INTERVAL_MIN: Duration = Duration::from_secs(5 * 60);
+/// Failures in a row after which a job that promises no age of its replicas is critical: nothing else would say so.
+pub const FAILURES_CRITICAL: u32 = 3;
+
+/// Callers of the page of figures at once: a Prometheus or two, and a person.
+pub const METRICS_CALLERS_MAX: usize = 4;
+/// Longest request to it.
+pub const METRICS_REQUEST_BYTES_MAX: usize = 8 << 10;
+/// Time for a request, and for taking the answer: a scrape is given up after ten seconds.
+pub const METRICS_TIMEOUT: Duration = Duration::from_secs(5);

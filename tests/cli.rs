@@ -87,7 +87,7 @@ fn json_begins_with_hello_and_ends_with_the_exit_code_whatever_happens() {
     for (arguments, code, types) in [
         (&["clone", &source, &target][..], 0, &["hello", "summary", "exit"][..]),
         (&["clone", &source, &target, "-n"], 0, &["hello", "summary", "exit"]),
-        (&["status"], 0, &["hello", "source", "replica", "exit"]),
+        (&["status"], 0, &["hello", "source", "replica", "summary", "exit"]),
         (&["clone", &source, &source], 8, &["hello", "error", "exit"]),
         (&["clone", "/no/such", &target], 2, &["hello", "error", "exit"]),
         (&["clone", &source, "there:/x", "--rsh", "false"], 4, &["hello", "error", "exit"]),

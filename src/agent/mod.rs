@@ -5,5 +5,8 @@
 
 pub mod book;
 pub mod config;
+pub mod due;
+pub mod health;
 pub mod hooks;
+pub mod metrics;
 pub mod outcome;

@@ -140,7 +140,8 @@ pub fn label(target: &Place) -> Result<String> {
 /// nothing is made, and neither a missing source nor lvm2 is asked for anything.
 pub fn known(state: &StateDir, source: &Path, target: &Place) -> Result<Option<SourceRecord>> {
     let path = device_of(source);
-    let label = label(target)?;
+    // A target whose folder is away, a disk that is not plugged in, is looked for as it was written.
+    let label = label(target).unwrap_or_else(|_| target.to_string());
     let relationship = match target {
         Place::Local(_) => relationship_of_target(state, Path::new(&label))?,
         Place::Remote { .. } | Place::Receiver { .. } => None,

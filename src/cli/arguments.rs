@@ -81,8 +81,21 @@ pub enum Command {
     Clone(CloneOptions),
     /// Read both sides and compare; exit 7 where they differ
     Verify(VerifyOptions),
-    /// Show the pairs that are remembered here and how far they are
-    Status,
+    /// Show the jobs of agent.toml and how they are, and the pairs that are remembered here
+    ///
+    /// Of each job: its health and the reasons for it, how old its oldest replica is, what is going on, and the
+    /// command to type next. It takes no lock and needs no agent. The exit code says whether there was something to
+    /// show; `monitor` is the command whose exit code is the health.
+    Status(StatusOptions),
+    /// Print one line for Nagios and its kin; exit 0 ok, 1 warning, 2 critical, 3 unknown
+    ///
+    /// With the lag of each job as performance data, its limits beside it. Without a JOB the replicas of this host
+    /// are looked at as well. It takes no lock and needs no agent, but must be allowed to read the state directory.
+    Monitor(MonitorOptions),
+    /// Print the figures for Prometheus once, or write them to a file for node_exporter
+    ///
+    /// An agent with a [metrics] section gives them out by itself; this is for jobs that systemd or cron runs.
+    Metrics(MetricsOptions),
     /// Distrust a replica's manifest: the next clone reads the replica anew and sends what differs
     Resync(ResyncOptions),
     /// Make a replica usable without its source: it begins a history of its own
@@ -112,6 +125,42 @@ pub enum Command {
     /// The sending end of a pull; run by the other side
     #[command(hide = true)]
     Sender(SenderOptions),
+}
+
+/// Options of `status`.
+#[derive(Debug, Args)]
+pub struct StatusOptions {
+    /// Only these jobs
+    #[arg(value_name = "JOB")]
+    pub jobs: Vec<String>,
+    /// The agent's configuration [default: /etc/blockferry/agent.toml where there is one]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Look again every so many seconds until a signal comes
+    #[arg(short, long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub watch: Option<u32>,
+}
+
+/// Options of `monitor`.
+#[derive(Debug, Args)]
+pub struct MonitorOptions {
+    /// Only these jobs
+    #[arg(value_name = "JOB")]
+    pub jobs: Vec<String>,
+    /// The agent's configuration [default: /etc/blockferry/agent.toml where there is one]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// Options of `metrics`.
+#[derive(Debug, Args)]
+pub struct MetricsOptions {
+    /// The agent's configuration [default: /etc/blockferry/agent.toml where there is one]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Replace this file, such as /var/lib/prometheus/node-exporter/blockferry.prom
+    #[arg(long, value_name = "FILE")]
+    pub textfile: Option<PathBuf>,
 }
 
 /// How to reach another host.

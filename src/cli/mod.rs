@@ -4,8 +4,11 @@ mod arguments;
 mod bar;
 mod clone;
 mod config;
+mod configured;
 mod doctor;
 mod manifest;
+mod metrics;
+mod monitor;
 mod output;
 mod pair;
 mod promote;
@@ -15,13 +18,15 @@ mod sender;
 mod signals;
 mod status;
 mod verify;
+mod when;
 
 pub use arguments::Arguments;
 
+use crate::agent::health::Level;
 use crate::error::{Error, Kind};
 use crate::log;
 use arguments::Command;
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use output::Output;
 use std::process::ExitCode;
 
@@ -38,7 +43,10 @@ pub fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Clone(options) => clone::run(&arguments.common, &options, &output),
         Command::Verify(options) => verify::run(&arguments.common, &options, &output),
-        Command::Status => status::run(&arguments.common, &output),
+        Command::Status(options) => status::run(&arguments.common, &options, &output),
+        // Its exit codes are those of monitoring plug-ins.
+        Command::Monitor(options) => return ExitCode::from(monitor::run(&arguments.common, &options, &output)),
+        Command::Metrics(options) => metrics::run(&arguments.common, &options, &output),
         Command::Promote(options) => promote::run(&arguments.common, &options, &output),
         Command::Resync(options) => resync::run(&arguments.common, &options, &output),
         Command::Doctor(options) => doctor::run(&arguments.common, &options, &output),
@@ -55,6 +63,13 @@ pub fn main() -> ExitCode {
 /// caller expects where `--json` stands anywhere in it.
 fn not_understood(error: &clap::Error) -> u8 {
     let json = std::env::args_os().any(|argument| argument == "--json");
+    // As far as it can be understood.
+    let typed = || Arguments::command().ignore_errors(true).try_get_matches();
+    if error.use_stderr() && typed().is_ok_and(|matches| matches.subcommand_name() == Some("monitor")) {
+        // To a monitoring system 2 would be an alarm about the volumes.
+        let _ = error.print();
+        return Level::Unknown.nagios();
+    }
     if !json || !error.use_stderr() {
         // A closed pipe (`--help | head`) is no failure.
         let _ = error.print();

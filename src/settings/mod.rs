@@ -90,6 +90,17 @@ pub fn write_duration(time: Duration) -> String {
     unit.map_or_else(|| format!("{ms}ms"), |(unit, name)| format!("{}{name}", ms / unit))
 }
 
+/// A time for people: its two largest units, such as `1 h 40 min`.
+pub fn about_duration(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let units = [(86_400, "d"), (3600, "h"), (60, "min"), (1, "s")];
+    let Some(at) = units.iter().position(|(unit, _)| seconds >= *unit) else { return "0 s".to_owned() };
+    let (unit, name) = units[at];
+    let rest = units.get(at + 1).map(|(below, name)| (seconds % unit / below, name)).filter(|(count, _)| *count > 0);
+    let rest = rest.map_or(String::new(), |(count, name)| format!(" {count} {name}"));
+    format!("{} {name}{rest}", seconds / unit)
+}
+
 /// The zone in which times of day are meant, and a word to the operator where it is not known.
 pub fn local_time_zone() -> (jiff::tz::TimeZone, Option<String>) {
     match jiff::tz::TimeZone::try_system() {
@@ -140,6 +151,13 @@ mod tests {
     fn times_are_written_as_they_are_typed() {
         for text in ["10s", "500ms", "2min", "1h", "2d", "90s", "0ms"] {
             assert_eq!(write_duration(parse_duration(text).unwrap()), text);
+        }
+    }
+
+    #[test]
+    fn people_read_two_units_of_a_time() {
+        for (seconds, text) in [(0, "0 s"), (59, "59 s"), (60, "1 min"), (6000, "1 h 40 min"), (3605, "1 h"), (90_000, "1 d 1 h")] {
+            assert_eq!(about_duration(Duration::from_secs(seconds)), text);
         }
     }
 

@@ -5,7 +5,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::limits::STOP_POLL;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -50,16 +50,26 @@ impl Lock {
         }
     }
 
-    /// The process that holds the lock of a folder, if one does.
+    /// The process that holds the lock of a folder, if one does. The kernel's list is asked: a lock that is tried is
+    /// held for an instant, which would turn away the run that begins just then.
     pub fn holder(folder: &Path) -> Option<u32> {
-        let mut file = OpenOptions::new().read(true).open(folder.join("lock")).ok()?;
-        if !matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)) {
-            return None;
-        }
-        let mut holder = String::new();
-        file.read_to_string(&mut holder).ok()?;
-        holder.trim().parse().ok()
+        let mut file = File::open(folder.join("lock")).ok()?;
+        let inode = file.metadata().ok()?.ino();
+        let mut written = String::new();
+        file.read_to_string(&mut written).ok()?;
+        let holder = written.trim().parse().ok()?;
+        std::fs::read_to_string("/proc/locks").ok()?.lines().any(|line| is_flock_of(line, inode, holder)).then_some(holder)
     }
+}
+
+/// `5: FLOCK  ADVISORY  WRITE 1234 fd:01:5678 0 EOF`: a process and an inode. Of the device nothing is believed: some file
+/// systems (btrfs, overlayfs) tell `stat` another one. Who wrote its number into the file and holds an inode of this
+/// number is the one.
+fn is_flock_of(line: &str, inode: u64, holder: u32) -> bool {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    // A process that waits has an arrow behind the number of the lock it waits for.
+    let [_, "FLOCK", _, "WRITE", process, place, ..] = words[..] else { return false };
+    process.parse() == Ok(holder) && place.rsplit(':').next().and_then(|number| number.parse().ok()) == Some(inode)
 }
 
 #[cfg(test)]
@@ -78,5 +88,21 @@ mod tests {
         drop(held);
         assert_eq!(Lock::holder(folder.path()), None);
         Lock::wait(folder.path(), "replica x", Duration::ZERO).unwrap();
+    }
+
+    #[test]
+    fn who_asks_for_the_holder_keeps_nobody_from_becoming_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    Lock::holder(folder.path());
+                }
+            });
+            let taken: Vec<bool> = (0..500).map(|_| Lock::take(folder.path(), "replica x").is_ok()).collect();
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(taken.iter().filter(|taken| !**taken).count(), 0);
+        });
     }
 }

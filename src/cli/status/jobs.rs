@@ -1,0 +1,152 @@
+//! The jobs: a row for each, and below it what is wrong and what to type.
+
+use crate::agent::health::{Activity, Health, Look, PairHealth, Seen};
+use crate::cli::output::Output;
+use crate::cli::when::{local, soon, utc_or_null};
+use crate::settings::about_duration;
+use jiff::tz::TimeZone;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// Narrow enough for every terminal.
+const COLUMNS: usize = 80;
+
+/// Shows them all.
+pub fn show(look: &Look, zone: &TimeZone, output: &Output) {
+    for job in &look.jobs {
+        output.line(|| line(job));
+    }
+    if output.json || look.jobs.is_empty() {
+        return;
+    }
+    let heads = ["JOB", "HEALTH", "DATA", "LAG", "NOW"].map(str::to_owned);
+    let rows: Vec<[String; 5]> = look.jobs.iter().map(|job| row(&job.health, look.now_ms, zone)).collect();
+    let widths: [usize; 4] = std::array::from_fn(|at| rows.iter().chain([&heads]).map(|row| row[at].chars().count()).max().unwrap_or(0));
+    output.text(aligned(&heads, &widths));
+    for (job, row) in look.jobs.iter().zip(&rows) {
+        output.text(aligned(row, &widths));
+        details(job, zone).iter().for_each(|line| output.text(line));
+    }
+}
+
+fn row(health: &Health, now_ms: u64, zone: &TimeZone) -> [String; 5] {
+    let lag = health.lag_ms.map_or("-".to_owned(), lag);
+    [health.job.clone(), health.health.word().to_owned(), health.data.words().to_owned(), lag, now(&health.activity, now_ms, zone)]
+}
+
+fn aligned(row: &[String; 5], widths: &[usize; 4]) -> String {
+    let [job, health, data, lag, now] = row;
+    let [a, b, c, d] = *widths;
+    format!("{job:a$}  {health:b$}  {data:c$}  {lag:d$}  {now}").trim_end().to_owned()
+}
+
+fn now(activity: &Activity, now_ms: u64, zone: &TimeZone) -> String {
+    let since = |since: &Option<u64>| since.map_or(String::new(), |since| format!(" since {}", soon(since, now_ms, zone)));
+    let at = |ms: u64| if ms <= now_ms { "now".to_owned() } else { soon(ms, now_ms, zone) };
+    match activity {
+        Activity::Idle => "idle".to_owned(),
+        Activity::Waiting { until_ms, .. } => format!("next run {}", at(*until_ms)),
+        Activity::Retrying { until_ms } => format!("retry {}", at(*until_ms)),
+        Activity::QuietWait { since_ms, .. } => format!("waits for quiet{}", since(since_ms)),
+        Activity::Running { since_ms, .. } => format!("running{}", since(since_ms)),
+        Activity::Paused { until_ms: None, .. } => "paused".to_owned(),
+        Activity::Paused { until_ms: Some(until), .. } => format!("paused until {}", soon(*until, now_ms, zone)),
+    }
+}
+
+fn details(job: &Seen, zone: &TimeZone) -> Vec<String> {
+    let health = &job.health;
+    let mut lines: Vec<String> = health.pairs.iter().flat_map(|pair| wrapped("  ", &of_pair(pair, health.pairs.len() > 1, zone))).collect();
+    for reason in &health.reasons {
+        lines.extend(wrapped("  ! ", &format!("{}: {}", reason.code, reason.message)));
+    }
+    // A failure that is over by now, or that nothing above has told.
+    if let Some(error) =
+        health.last_error.as_ref().filter(|error| health.reasons.iter().all(|reason| !reason.message.contains(&error.message)))
+    {
+        lines.extend(wrapped("  ! ", &format!("last error (exit {}): {}", error.exit, error.message)));
+    }
+    lines.extend(health.next_command.iter().map(|command| format!("  → {command}")));
+    lines
+}
+
+fn of_pair(pair: &PairHealth, with_lag: bool, zone: &TimeZone) -> String {
+    let place = format!("{} → {}:{}", pair.source.display(), pair.receiver, pair.replica);
+    let Some(source_time) = pair.source_time_ms else { return format!("{place}: {}", pair.data.words()) };
+    let unchanged = pair.unchanged_ms.filter(|at| *at > source_time);
+    let unchanged = unchanged.map_or(String::new(), |at| format!(", unchanged until {}", local(at, zone)));
+    let behind = if with_lag { pair.lag_ms.map_or(String::new(), |ms| format!(", lag {}", lag(ms))) } else { String::new() };
+    format!("{place}: generation {} of {}{unchanged}{behind}", pair.generation, local(source_time, zone))
+}
+
+fn lag(ms: u64) -> String {
+    about_duration(Duration::from_millis(ms))
+}
+
+/// Lines of words within the columns; a word that is longer has its line. What follows the first is indented as it.
+fn wrapped(lead: &str, text: &str) -> Vec<String> {
+    let indent = " ".repeat(lead.chars().count() + 2);
+    let mut lines = vec![lead.to_owned()];
+    let mut is_fresh = true;
+    for word in text.split_whitespace() {
+        let line = lines.last_mut().expect("there is always one");
+        if !is_fresh && line.chars().count() + 1 + word.chars().count() > COLUMNS {
+            lines.push(format!("{indent}{word}"));
+        } else {
+            line.push_str(if is_fresh { "" } else { " " });
+            line.push_str(word);
+        }
+        is_fresh = false;
+    }
+    lines
+}
+
+/// The JSON line. Times are written for programs, spans stay milliseconds.
+fn line(job: &Seen) -> Value {
+    let (book, mut line) = (&job.book, json!(job.health));
+    line["type"] = "job".into();
+    rename_times(&mut line);
+    line["last_run"] = book.last.as_ref().map_or(Value::Null, |last| {
+        json!({
+            "run_id": last.run_id, "started": utc_or_null(Some(last.started_ms)), "finished": utc_or_null(Some(last.finished_ms)),
+            "exit": last.failure.as_ref().map_or(0, |failure| failure.exit),
+        })
+    });
+    line["last_success"] = utc_or_null(book.last_success_ms);
+    line["failures"] = book.failures.into();
+    line["next_run"] = utc_or_null(book.next_due_ms);
+    line["skipped_ticks"] = book.skipped_ticks.into();
+    line["verify"] =
+        json!({"last": utc_or_null(book.verify.last_ms), "whole": utc_or_null(book.verify.whole_ms), "done": book.verify.done});
+    line
+}
+
+/// `…_ms` that are moments become RFC 3339 under their name without the unit.
+fn rename_times(value: &mut Value) {
+    const MOMENTS: [&str; 4] = ["source_time_ms", "unchanged_ms", "since_ms", "until_ms"];
+    match value {
+        Value::Object(map) => {
+            for moment in MOMENTS {
+                if let Some(ms) = map.remove(moment) {
+                    map.insert(moment.trim_end_matches("_ms").to_owned(), utc_or_null(ms.as_u64()));
+                }
+            }
+            map.values_mut().for_each(rename_times);
+        }
+        Value::Array(values) => values.iter_mut().for_each(rename_times),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_sentences_stay_within_the_columns_and_long_words_have_their_line() {
+        let lines = wrapped("  ! ", &"word ".repeat(40));
+        assert!(lines.len() == 3 && lines.iter().all(|line| line.len() <= COLUMNS), "{lines:#?}");
+        assert!(lines[0].starts_with("  ! word") && lines[1].starts_with("      word"));
+        assert_eq!(wrapped("  ", &format!("a {}", "x".repeat(100))).len(), 2);
+    }
+}

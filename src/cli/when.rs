@@ -1,0 +1,30 @@
+//! How times are printed: on the clock of this host with its zone for people, RFC 3339 in UTC for programs.
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use serde_json::Value;
+
+/// `2026-11-24T12:00:00Z`.
+pub fn utc(ms: u64) -> String {
+    format!("{:.0}", instant(ms))
+}
+
+/// The same, or null.
+pub fn utc_or_null(ms: Option<u64>) -> Value {
+    ms.map_or(Value::Null, |ms| utc(ms).into())
+}
+
+/// `2026-11-24 13:00:00 CET`.
+pub fn local(ms: u64, zone: &TimeZone) -> String {
+    instant(ms).to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S %Z").to_string()
+}
+
+/// `13:00:00 CET` of today, otherwise with its date.
+pub fn soon(ms: u64, now_ms: u64, zone: &TimeZone) -> String {
+    let (at, now) = (instant(ms).to_zoned(zone.clone()), instant(now_ms).to_zoned(zone.clone()));
+    if at.date() == now.date() { at.strftime("%H:%M:%S %Z").to_string() } else { local(ms, zone) }
+}
+
+fn instant(ms: u64) -> Timestamp {
+    i64::try_from(ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok()).unwrap_or_default()
+}
