@@ -17,6 +17,7 @@ mod resync;
 mod sender;
 mod signals;
 mod status;
+mod text;
 mod verify;
 mod when;
 

@@ -14,6 +14,23 @@ pub fn utc_or_null(ms: Option<u64>) -> Value {
     ms.map_or(Value::Null, |ms| utc(ms).into())
 }
 
+/// Makes keys that hold moments in milliseconds RFC 3339, under their name without the unit. Lengths stay as they are.
+pub fn moments(value: &mut Value) {
+    const MOMENTS: [&str; 6] = ["source_time_ms", "unchanged_ms", "since_ms", "until_ms", "started_ms", "finished_ms"];
+    match value {
+        Value::Object(map) => {
+            for moment in MOMENTS {
+                if let Some(ms) = map.remove(moment) {
+                    map.insert(moment.trim_end_matches("_ms").to_owned(), utc_or_null(ms.as_u64()));
+                }
+            }
+            map.values_mut().for_each(moments);
+        }
+        Value::Array(values) => values.iter_mut().for_each(moments),
+        _ => {}
+    }
+}
+
 /// `2026-11-24 13:00:00 CET`.
 pub fn local(ms: u64, zone: &TimeZone) -> String {
     instant(ms).to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S %Z").to_string()

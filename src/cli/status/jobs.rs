@@ -2,14 +2,12 @@
 
 use crate::agent::health::{Activity, Health, Look, PairHealth, Seen};
 use crate::cli::output::Output;
-use crate::cli::when::{local, soon, utc_or_null};
+use crate::cli::text::{aligned, wrapped};
+use crate::cli::when::{local, moments, soon, utc_or_null};
 use crate::settings::about_duration;
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 use std::time::Duration;
-
-/// Narrow enough for every terminal.
-const COLUMNS: usize = 80;
 
 /// Shows them all.
 pub fn show(look: &Look, zone: &TimeZone, output: &Output) {
@@ -21,10 +19,10 @@ pub fn show(look: &Look, zone: &TimeZone, output: &Output) {
     }
     let heads = ["JOB", "HEALTH", "DATA", "LAG", "NOW"].map(str::to_owned);
     let rows: Vec<[String; 5]> = look.jobs.iter().map(|job| row(&job.health, look.now_ms, zone)).collect();
-    let widths: [usize; 4] = std::array::from_fn(|at| rows.iter().chain([&heads]).map(|row| row[at].chars().count()).max().unwrap_or(0));
-    output.text(aligned(&heads, &widths));
-    for (job, row) in look.jobs.iter().zip(&rows) {
-        output.text(aligned(row, &widths));
+    let lines = aligned(std::iter::once(&heads).chain(&rows));
+    output.text(&lines[0]);
+    for (job, line) in look.jobs.iter().zip(&lines[1..]) {
+        output.text(line);
         details(job, zone).iter().for_each(|line| output.text(line));
     }
 }
@@ -32,12 +30,6 @@ pub fn show(look: &Look, zone: &TimeZone, output: &Output) {
 fn row(health: &Health, now_ms: u64, zone: &TimeZone) -> [String; 5] {
     let lag = health.lag_ms.map_or("-".to_owned(), lag);
     [health.job.clone(), health.health.word().to_owned(), health.data.words().to_owned(), lag, now(&health.activity, now_ms, zone)]
-}
-
-fn aligned(row: &[String; 5], widths: &[usize; 4]) -> String {
-    let [job, health, data, lag, now] = row;
-    let [a, b, c, d] = *widths;
-    format!("{job:a$}  {health:b$}  {data:c$}  {lag:d$}  {now}").trim_end().to_owned()
 }
 
 fn now(activity: &Activity, now_ms: u64, zone: &TimeZone) -> String {
@@ -83,29 +75,11 @@ fn lag(ms: u64) -> String {
     about_duration(Duration::from_millis(ms))
 }
 
-/// Lines of words within the columns; a word that is longer has its line. What follows the first is indented as it.
-fn wrapped(lead: &str, text: &str) -> Vec<String> {
-    let indent = " ".repeat(lead.chars().count() + 2);
-    let mut lines = vec![lead.to_owned()];
-    let mut is_fresh = true;
-    for word in text.split_whitespace() {
-        let line = lines.last_mut().expect("there is always one");
-        if !is_fresh && line.chars().count() + 1 + word.chars().count() > COLUMNS {
-            lines.push(format!("{indent}{word}"));
-        } else {
-            line.push_str(if is_fresh { "" } else { " " });
-            line.push_str(word);
-        }
-        is_fresh = false;
-    }
-    lines
-}
-
 /// The JSON line. Times are written for programs, spans stay milliseconds.
 fn line(job: &Seen) -> Value {
     let (book, mut line) = (&job.book, json!(job.health));
     line["type"] = "job".into();
-    rename_times(&mut line);
+    moments(&mut line);
     line["last_run"] = book.last.as_ref().map_or(Value::Null, |last| {
         json!({
             "run_id": last.run_id, "started": utc_or_null(Some(last.started_ms)), "finished": utc_or_null(Some(last.finished_ms)),
@@ -119,34 +93,4 @@ fn line(job: &Seen) -> Value {
     line["verify"] =
         json!({"last": utc_or_null(book.verify.last_ms), "whole": utc_or_null(book.verify.whole_ms), "done": book.verify.done});
     line
-}
-
-/// `…_ms` that are moments become RFC 3339 under their name without the unit.
-fn rename_times(value: &mut Value) {
-    const MOMENTS: [&str; 4] = ["source_time_ms", "unchanged_ms", "since_ms", "until_ms"];
-    match value {
-        Value::Object(map) => {
-            for moment in MOMENTS {
-                if let Some(ms) = map.remove(moment) {
-                    map.insert(moment.trim_end_matches("_ms").to_owned(), utc_or_null(ms.as_u64()));
-                }
-            }
-            map.values_mut().for_each(rename_times);
-        }
-        Value::Array(values) => values.iter_mut().for_each(rename_times),
-        _ => {}
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn long_sentences_stay_within_the_columns_and_long_words_have_their_line() {
-        let lines = wrapped("  ! ", &"word ".repeat(40));
-        assert!(lines.len() == 3 && lines.iter().all(|line| line.len() <= COLUMNS), "{lines:#?}");
-        assert!(lines[0].starts_with("  ! word") && lines[1].starts_with("      word"));
-        assert_eq!(wrapped("  ", &format!("a {}", "x".repeat(100))).len(), 2);
-    }
 }
