@@ -79,13 +79,19 @@ pub const TLS_EXTRA_BYTES: usize = 64 << 10;
 
 /// Journal bytes between two syncs while receiving: what a cut costs at most.
 pub const JOURNAL_CHECKPOINT_BYTES: u64 = 64 << 20;
+/// Journal bytes that are written before room is asked for again: up to the next sync, and the frame that makes it due.
+pub const JOURNAL_WINDOW_BYTES: u64 = JOURNAL_CHECKPOINT_BYTES + (8 << 20);
+/// What the seal and the padding to whole blocks add to a journal at most.
+pub const JOURNAL_SLACK_BYTES: u64 = 16 << 10;
+/// Smallest total of all journals: one frame of the largest size and its seal must fit.
+pub const JOURNAL_MAX_MIN_BYTES: u64 = 16 << 20;
 /// Replica bytes between two flushes of a direct copy, which waits for each: what a cut costs.
 pub const DIRECT_CHECKPOINT_BYTES: u64 = 256 << 20;
 /// Where a device takes them in less time than this, more go between two flushes: a cut costs no more than that.
 pub const DIRECT_CHECKPOINT_TIME: Duration = Duration::from_secs(2);
 /// Replica bytes between two flushes at most, however fast the device is: the drafted pages of 4 GiB are 5 MiB.
 pub const DIRECT_CHECKPOINT_BYTES_MAX: u64 = 4 << 30;
-/// Share of the state directory's file system that a journal leaves free.
+/// What a journal leaves free on its file system unless `journal.reserve` says otherwise.
 pub const JOURNAL_RESERVE_BYTES: u64 = 16 << 20;
 /// Of a small volume, one part in this many is left free instead: its deltas are small too.
 pub const JOURNAL_RESERVE_PART: u64 = 64;

@@ -285,7 +285,7 @@ fn a_full_journal_leaves_the_generation_and_says_what_is_needed() {
     dice.fill(&mut all);
     fs::write(&ferry.source, &all).unwrap();
     let failed = ferry.run(ferry.local(&[]));
-    failed.fails(&[10], &["journal", "make room", "--dry-run", &ferry.here.display().to_string(), "bytes"]);
+    failed.fails(&[10], &["journal", "make room", "--dry-run", &ferry.here.display().to_string(), "needs at least"]);
     let (generation, stage) = ferry.generation(&ferry.here);
     assert_eq!((generation, stage.as_str()), (1, "clean"));
     assert_same(&held, &ferry.target, "generation 1");

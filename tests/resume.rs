@@ -11,6 +11,7 @@ use blockferry::progress::Progress;
 use blockferry::receiver::{self, Replicas, Site};
 use blockferry::ring::{AlignedBuf, Choice};
 use blockferry::sender::{self, Compress, Order, Outcome, Pass};
+use blockferry::state::journals::Room;
 use blockferry::state::{Files, HostFiles, JOURNAL, MANIFEST, SourceRecord};
 use blockferry::transport::{Inbox, Transport, Turn, Wire, memory};
 use std::ops::Range;
@@ -166,10 +167,30 @@ impl Site for Place {
         Ok(Some(Box::new(RawDisk::open(&path, Access::Write, Choice::Auto)?)))
     }
 
+    fn journal_place(&self) -> String {
+        JOURNAL.to_owned()
+    }
+
     fn make_journal(&self) -> Result<Box<dyn Disk>> {
         let path = self.files.folder().join(JOURNAL);
         let _ = fs::remove_file(&path);
         Ok(Box::new(RawDisk::create(&path, 0, Choice::Auto)?))
+    }
+
+    fn remove_journal(&self) -> Result<()> {
+        self.files.remove(JOURNAL)
+    }
+
+    fn discard_journal(&self) -> Result<()> {
+        self.files.discard(JOURNAL)
+    }
+
+    fn journal_room(&self, _volume_bytes: u64) -> Result<Room> {
+        Ok(Room { bytes: 1 << 40, bound: "there is room".to_owned() })
+    }
+
+    fn more_room(&self) -> String {
+        "there is enough".to_owned()
     }
 
     fn now_ms(&self) -> u64 {

@@ -9,7 +9,8 @@ use crate::error::{Error, Kind, Result};
 use crate::format::stream::{Hello, Purpose};
 use crate::receiver::{Replicas, Site, promotion};
 use crate::ring::Choice;
-use crate::state::{Files, HostFiles, JOURNAL, Lock, MANIFEST, NEXT, RECORD, ReplicaRecord, Side, StateDir};
+use crate::state::journals::{self, Journals, Room};
+use crate::state::{Files, HostFiles, Lock, MANIFEST, NEXT, RECORD, ReplicaRecord, Side, StateDir};
 use std::path::{Path, PathBuf};
 
 /// Targets named by their path: for local clones and for `receiver --stdio`, whose caller already has
@@ -17,12 +18,18 @@ use std::path::{Path, PathBuf};
 pub struct HostReplicas {
     state: StateDir,
     choice: Choice,
+    journals: Journals,
 }
 
 impl HostReplicas {
     /// Replicas remembered in this state directory.
     pub fn new(state: StateDir, choice: Choice) -> HostReplicas {
-        HostReplicas { state, choice }
+        HostReplicas { state, choice, journals: Journals::default() }
+    }
+
+    /// The same with journals as a configuration has them.
+    pub fn with_journals(self, journals: Journals) -> HostReplicas {
+        HostReplicas { journals, ..self }
     }
 
     /// What is remembered of a relationship, if anything.
@@ -56,6 +63,7 @@ impl HostReplicas {
             check_not_promoted(&record)?;
             if hello.purpose == Purpose::Replicate {
                 let _lock = Lock::take(files.folder(), &format!("the replica {}", identity.path.display()))?;
+                journals::remove(&files)?;
                 let _ = std::fs::remove_dir_all(files.folder());
             }
         }
@@ -101,7 +109,9 @@ fn check_not_promoted(record: &ReplicaRecord) -> Result<()> {
 
 /// Gives up what was paired. The record goes first: without it nothing of the rest is believed.
 fn forget(files: &HostFiles) -> Result<()> {
-    [RECORD, JOURNAL, NEXT, MANIFEST].into_iter().try_for_each(|name| files.remove(name))
+    files.remove(RECORD)?;
+    journals::remove(files)?;
+    [NEXT, MANIFEST].into_iter().try_for_each(|name| files.remove(name))
 }
 
 /// A target without a record may only be taken when nothing on it can be missed.
@@ -159,7 +169,9 @@ impl Replicas for HostReplicas {
             self.state.files(Side::Replicas, &hello.relationship)?;
             lock = Some(Lock::take(&folder, &format!("the replica {}", path.display()))?);
         }
-        Ok(Box::new(HostSite { name: path.display().to_string(), path, files, choice: self.choice, made: replicate, _lock: lock }))
+        let (state, journals) = (self.state.clone(), self.journals.clone());
+        let name = path.display().to_string();
+        Ok(Box::new(HostSite { name, path, files, state, journals, choice: self.choice, made: replicate, _lock: lock }))
     }
 }
 
@@ -174,8 +186,17 @@ pub fn find_replica(state: &StateDir, name: &str, choice: Choice) -> Result<(Box
         if by_identity || name.parse() == Ok(relationship) || record.target.path == Path::new(name) {
             let lock = Lock::take(&folder, &format!("the replica {}", record.target.path.display()))?;
             let path = record.target.path.clone();
-            let site =
-                HostSite { name: path.display().to_string(), path, files: HostFiles::new(&folder), choice, made: false, _lock: Some(lock) };
+            let site = HostSite {
+                name: path.display().to_string(),
+                path,
+                files: HostFiles::new(&folder),
+                state: state.clone(),
+                // Without a sender a journal is completed or removed where it lies, and none is made.
+                journals: Journals::default(),
+                choice,
+                made: false,
+                _lock: Some(lock),
+            };
             return Ok((Box::new(site), record));
         }
     }
@@ -187,6 +208,8 @@ struct HostSite {
     name: String,
     path: PathBuf,
     files: HostFiles,
+    state: StateDir,
+    journals: Journals,
     choice: Choice,
     /// The folder may be ours alone: it goes again when no record came into it.
     made: bool,
@@ -227,16 +250,41 @@ impl Site for HostSite {
     }
 
     fn open_journal(&self) -> Result<Option<Box<dyn Disk>>> {
-        let path = self.files.folder().join(JOURNAL);
+        let path = journals::place(self.files.folder());
         if !path.exists() {
             return Ok(None);
         }
         Ok(Some(Box::new(RawDisk::open(&path, Access::Write, self.choice)?)))
     }
 
+    fn journal_place(&self) -> String {
+        journals::place(self.files.folder()).display().to_string()
+    }
+
     fn make_journal(&self) -> Result<Box<dyn Disk>> {
-        self.files.discard(JOURNAL)?;
-        Ok(Box::new(RawDisk::create_unnamed(&self.files.folder().join(JOURNAL), self.choice)?))
+        let place = self.journals.prepare(&self.files)?;
+        let made = match place.parent() == Some(self.files.folder()) {
+            true => RawDisk::create_unnamed(&place, self.choice),
+            // No sync of this replica's folder would make its name durable.
+            false => RawDisk::create(&place, 0, self.choice),
+        };
+        Ok(Box::new(made?))
+    }
+
+    fn remove_journal(&self) -> Result<()> {
+        journals::remove(&self.files)
+    }
+
+    fn discard_journal(&self) -> Result<()> {
+        journals::discard(&self.files)
+    }
+
+    fn journal_room(&self, volume_bytes: u64) -> Result<Room> {
+        self.journals.room(&self.state, self.files.folder(), volume_bytes)
+    }
+
+    fn more_room(&self) -> String {
+        self.journals.more_room().to_owned()
     }
 
     fn now_ms(&self) -> u64 {

@@ -20,7 +20,8 @@ pub mod volume;
 #[cfg(test)]
 mod fake;
 
+pub use crate::settings::Share as Room;
 pub use leftover::{Leftover, leftovers, remove_leftover};
-pub use policy::{CowSize, Policy, Room};
+pub use policy::{CowSize, Policy};
 pub use snapshot::{Fill, Snapshot};
 pub use volume::Volume;

@@ -13,7 +13,7 @@ use crate::error::{Error, Kind, Result};
 use crate::limits::{COW_BYTES_MIN, COW_CUSHION, COW_FIRST_PERCENT};
 use crate::lvm::report::Vg;
 use crate::settings::amount::{about, exact, parse_bytes};
-use crate::settings::by_text;
+use crate::settings::{Share as Room, by_text};
 use std::fmt;
 use std::str::FromStr;
 
@@ -49,25 +49,6 @@ pub enum CowSize {
     Free(u8),
     /// So many bytes.
     Fixed(u64),
-}
-
-/// An amount of room: `5%` of the group, or `8GiB`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Room {
-    /// Per cent of the whole.
-    Percent(u8),
-    /// So many bytes.
-    Bytes(u64),
-}
-
-impl Room {
-    /// The bytes of this room in a whole of `whole` bytes.
-    pub fn of(self, whole: u64) -> u64 {
-        match self {
-            Room::Percent(percent) => share(whole, percent),
-            Room::Bytes(bytes) => bytes,
-        }
-    }
 }
 
 impl Policy {
@@ -138,7 +119,7 @@ fn parse_factor(text: &str) -> Option<u32> {
     (1.0..=100_000.0).contains(&hundredths).then_some(hundredths as u32)
 }
 
-by_text!(CowSize, Room);
+by_text!(CowSize);
 
 impl FromStr for CowSize {
     type Err = Error;
@@ -164,24 +145,6 @@ impl fmt::Display for CowSize {
             CowSize::Origin(percent) => write!(f, "origin:{percent}%"),
             CowSize::Free(percent) => write!(f, "free:{percent}%"),
             CowSize::Fixed(bytes) => write!(f, "fixed:{}", exact(bytes)),
-        }
-    }
-}
-
-impl FromStr for Room {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Room> {
-        let parsed = parse_percent(text).map(Room::Percent).or_else(|| parse_bytes(text).map(Room::Bytes));
-        parsed.ok_or_else(|| Error::new(Kind::Usage, format!("`{text}` is no amount of room: write 5% or 8GiB")))
-    }
-}
-
-impl fmt::Display for Room {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Room::Percent(percent) => write!(f, "{percent}%"),
-            Room::Bytes(bytes) => f.write_str(&exact(bytes)),
         }
     }
 }

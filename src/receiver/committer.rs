@@ -23,7 +23,7 @@ use crate::format::manifest::About;
 use crate::format::stream::{Frame, Message, Seal};
 use crate::progress::Witness;
 use crate::state::manifest::{self, Damage, Draft};
-use crate::state::{JOURNAL, ReplicaRecord, Stage};
+use crate::state::{ReplicaRecord, Stage};
 use std::ops::Range;
 
 /// The generation that is being made.
@@ -160,7 +160,7 @@ pub fn finish(site: &dyn Site, record: &mut ReplicaRecord, commit: &Commit, draf
     record_commit(site, record, commit, manifest.is_none())?;
     drop(manifest);
     // A journal that a crash brings back belongs to the generation before, and goes then.
-    site.files().discard(JOURNAL).within(|| "the generation is committed; its journal is left over")?;
+    site.discard_journal().within(|| "the generation is committed; its journal is left over")?;
     failpoint::reach("receiver.journal-dropped");
     Ok(())
 }

@@ -12,8 +12,9 @@ use crate::failpoint;
 use crate::format::stream::{Ack, Begin, End, Frame, FrameKind, Header, Message, Mode};
 use crate::limits::*;
 use crate::progress::Phase;
+use crate::settings::amount::about;
+use crate::state::ReplicaRecord;
 use crate::state::manifest::Draft;
-use crate::state::{JOURNAL, ReplicaRecord};
 use crate::transport::wire::unexpected;
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::Relaxed;
@@ -32,33 +33,54 @@ struct Intake {
     /// Bytes written straight to the device since its last flush, and when that was.
     unflushed: u64,
     flushed: Instant,
+    /// How long the journal may become before room is asked for again.
+    journal_may_reach: u64,
 }
 
-/// The journal of this pass; made with the first frame that needs it.
-fn journal<'j>(journal: &'j mut Option<Journaler>, site: &dyn Site, record: &ReplicaRecord) -> Result<&'j mut Journaler> {
-    if journal.is_none() {
-        check_room(site, record, 0)?;
-        *journal = Some(Journaler::create(site.make_journal()?, &recovery::belongs(record)?)?);
-        failpoint::reach("receiver.journal-created");
+impl Intake {
+    /// Appends a proven frame to the journal of this pass, which is made with the first one.
+    fn keep(&mut self, site: &dyn Site, record: &ReplicaRecord, header: &Header, frame: &[u8]) -> Result<()> {
+        let bytes = self.journal.as_ref().map_or(0, Journaler::bytes) + frame.len() as u64 + JOURNAL_SLACK_BYTES;
+        if bytes > self.journal_may_reach {
+            self.make_room(site, record, bytes)?;
+        }
+        let journal = match self.journal.take() {
+            Some(journal) => journal,
+            None => {
+                let made = Journaler::create(site.make_journal()?, &recovery::belongs(record)?)?;
+                failpoint::reach("receiver.journal-created");
+                made
+            }
+        };
+        self.journal.insert(journal).append(header, frame)
     }
-    journal.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the journal is gone"))
-}
 
-/// Stops before the journal fills the file system it lies on: before its first byte, and before each
-/// next window. What a whole delta will need is known to nobody yet; a small volume never needs much.
-fn check_room(site: &dyn Site, record: &ReplicaRecord, journal_bytes: u64) -> Result<()> {
-    let free = site.files().free_bytes()?;
-    let reserve = JOURNAL_RESERVE_BYTES.min(record.volume_bytes / JOURNAL_RESERVE_PART);
-    let needed = reserve + JOURNAL_CHECKPOINT_BYTES.min(journal_bytes);
-    if free >= needed {
-        return Ok(());
+    /// Stops before the journal fills the file system it lies on, or takes more than it may: before its first
+    /// byte, and before each next window. What a whole delta will need is known to nobody yet.
+    fn make_room(&mut self, site: &dyn Site, record: &ReplicaRecord, wanted: u64) -> Result<()> {
+        let mut held = 0;
+        if let Some(journal) = &mut self.journal {
+            // Then all of it counts as taken, and what came is kept if this is its end.
+            journal.checkpoint()?;
+            site.files().sync_names()?;
+            failpoint::reach("receiver.journal-checkpoint");
+            held = journal.bytes();
+        }
+        let room = site.journal_room(record.volume_bytes)?;
+        if held + room.bytes >= wanted {
+            self.journal_may_reach = held + room.bytes.min(JOURNAL_WINDOW_BYTES);
+            return Ok(());
+        }
+        let message = format!(
+            "No space left for the journal of {}: {}. It has {} so far and needs at least {} more. The replica is untouched and what came is kept: {}; --dry-run tells how much a run would send",
+            site.name(),
+            room.bound,
+            about(held),
+            about(wanted - held - room.bytes),
+            site.more_room(),
+        );
+        Err(Error::new(Kind::Storage, message))
     }
-    let message = format!(
-        "No space left for the journal in {}: it has {journal_bytes} bytes so far, {free} are left there and at least {} more are needed to go on. The replica is untouched and what came is kept. Make room, or choose another --state-dir; --dry-run tells how much a run would send",
-        site.files().place(),
-        needed - free
-    );
-    Err(Error::new(Kind::Storage, message))
 }
 
 impl Session<'_> {
@@ -102,6 +124,7 @@ impl Session<'_> {
             rounds: 0,
             unflushed: 0,
             flushed: Instant::now(),
+            journal_may_reach: 0,
         };
         let taken = self.take_frames(&mut intake, &mut record, &begin);
         if let Err(error) = &taken
@@ -189,9 +212,9 @@ impl Session<'_> {
         } else {
             target.put(room);
             let frame = self.wire.bytes(header);
-            journal(&mut intake.journal, &*self.site, record)?.append(header, frame)?;
+            intake.keep(&*self.site, record, header, frame)?;
         }
-        self.checkpoint_if_due(intake, record)
+        self.checkpoint_if_due(intake)
     }
 
     fn take_zero(&mut self, intake: &mut Intake, record: &ReplicaRecord, header: &Header, first: u64, count: u64) -> Result<()> {
@@ -204,22 +227,18 @@ impl Session<'_> {
             target.zero(extents, self.wire)?;
         } else {
             let frame = self.wire.bytes(header);
-            journal(&mut intake.journal, &*self.site, record)?.append(header, frame)?;
+            intake.keep(&*self.site, record, header, frame)?;
         }
-        self.checkpoint_if_due(intake, record)
+        self.checkpoint_if_due(intake)
     }
 
-    fn checkpoint_if_due(&mut self, intake: &mut Intake, record: &ReplicaRecord) -> Result<()> {
+    fn checkpoint_if_due(&mut self, intake: &mut Intake) -> Result<()> {
         let due = match &intake.journal {
             Some(journal) => journal.unsynced() >= JOURNAL_CHECKPOINT_BYTES,
             None if intake.flushed.elapsed() < DIRECT_CHECKPOINT_TIME => intake.unflushed >= DIRECT_CHECKPOINT_BYTES_MAX,
             None => intake.unflushed >= DIRECT_CHECKPOINT_BYTES,
         };
-        if !due {
-            return Ok(());
-        }
-        self.checkpoint(intake)?;
-        intake.journal.as_ref().map_or(Ok(()), |journal| check_room(&*self.site, record, journal.bytes()))
+        if due { self.checkpoint(intake) } else { Ok(()) }
     }
 
     /// Makes what came so far durable. From here on a cut costs only what comes after.
@@ -280,7 +299,7 @@ impl Session<'_> {
     /// device decides at the next run; nothing of this delta is kept.
     fn wrong_root(&self, record: &mut ReplicaRecord, end: &End, root: Digest) -> Error {
         record.rehash = true;
-        let remembered = record.store(self.site.files()).and_then(|()| self.site.files().remove(JOURNAL));
+        let remembered = record.store(self.site.files()).and_then(|()| self.site.remove_journal());
         let message = format!(
             "{}: the delta makes root {root}, the source has {}. The replica stays generation {}; the next run reads it anew and sends what differs",
             self.site.name(),

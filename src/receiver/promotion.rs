@@ -30,7 +30,7 @@ pub fn promote(site: &dyn Site, disk: Box<dyn Disk>) -> Result<ReplicaRecord> {
     }
     if record.promotion.is_none() {
         // What was received of a next generation is given up: its base is about to change.
-        site.files().remove(crate::state::JOURNAL)?;
+        site.remove_journal()?;
         record.promotion = Some(Promotion { from_epoch: record.epoch, from_generation: record.generation, time_ms: site.now_ms() });
         record.epoch = Uuid::now_v7();
         record.store(site.files())?;

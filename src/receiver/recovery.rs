@@ -21,7 +21,7 @@ use crate::format::journal::Belongs;
 use crate::format::stream::{Frame, FrameKind, Message, Seal};
 use crate::progress::Witness;
 use crate::state::manifest::{self, Damage, Draft, Manifest};
-use crate::state::{JOURNAL, ReplicaRecord, Stage};
+use crate::state::{ReplicaRecord, Stage};
 
 /// What a replica holds beside its committed generation.
 pub enum Found {
@@ -60,7 +60,8 @@ pub fn finish_applying(site: &dyn Site, record: &mut ReplicaRecord, target: &mut
         Error::because(Kind::Operator, message, cause)
     };
     make_durable(site, record)?;
-    let journal = site.open_journal()?.ok_or_else(|| torn(Error::new(Kind::Operator, "the journal is gone")))?;
+    let journal =
+        site.open_journal()?.ok_or_else(|| torn(Error::new(Kind::Operator, format!("the journal {} is gone", site.journal_place()))))?;
     let hasher = Hasher::new(record.algorithm, &record.secret);
     let (found, walk) = Walk::open(journal).map_err(torn)?;
     if found != belongs(record)? {
@@ -84,18 +85,22 @@ pub fn find_overlay(site: &dyn Site, record: &mut ReplicaRecord, target: &mut Ta
     let geometry = record.geometry()?;
     let hasher = Hasher::new(record.algorithm, &record.secret);
     let base = manifest::load(site.files(), record.generation, &record.root, &geometry, &hasher, Damage::Refuse)?;
-    let Some(journal) = site.open_journal()? else { return Ok(Found::Nothing(base.map(Box::new))) };
+    let Some(journal) = site.open_journal()? else {
+        // A link to nothing may be left of one.
+        site.remove_journal()?;
+        return Ok(Found::Nothing(base.map(Box::new)));
+    };
     make_durable(site, record)?;
     let Some(base) = base else {
         // Without the manifest under it a journal says nothing; the device is still generation g.
-        site.files().remove(JOURNAL)?;
+        site.remove_journal()?;
         return Ok(Found::Nothing(None));
     };
     let mut walk = match Walk::open(journal) {
         Ok((found, walk)) if found == belongs(record)? => walk,
         // Torn while it was made, or made for a generation that is committed by now.
         _ => {
-            site.files().remove(JOURNAL)?;
+            site.remove_journal()?;
             return Ok(Found::Nothing(Some(Box::new(base))));
         }
     };

@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::format::stream::Hello;
 use crate::identity::Identity;
 use crate::state::Files;
+use crate::state::journals::Room;
 
 /// Finds the replica a sender asks for.
 pub trait Replicas {
@@ -35,8 +36,23 @@ pub trait Site: Send {
     /// Opens the journal. `None`: there is none.
     fn open_journal(&self) -> Result<Option<Box<dyn Disk>>>;
 
-    /// Makes an empty journal.
+    /// Where it is, or was, or would be.
+    fn journal_place(&self) -> String;
+
+    /// Makes an empty journal; one that is there is removed.
     fn make_journal(&self) -> Result<Box<dyn Disk>>;
+
+    /// Removes the journal if there is one. Durable when this returns.
+    fn remove_journal(&self) -> Result<()>;
+
+    /// The same for one that nobody believes any more: a crash may bring it back.
+    fn discard_journal(&self) -> Result<()>;
+
+    /// How much the journal of a volume of this size may grow now.
+    fn journal_room(&self, volume_bytes: u64) -> Result<Room>;
+
+    /// What an operator can do where that is not enough.
+    fn more_room(&self) -> String;
 
     /// Milliseconds since 1970.
     fn now_ms(&self) -> u64;

@@ -9,7 +9,7 @@ use crate::format::manifest::About;
 use crate::format::stream::Mode;
 use crate::progress::Phase;
 use crate::state::manifest::{self, Damage, Draft, Manifest};
-use crate::state::{JOURNAL, MANIFEST, ReplicaRecord, Stage};
+use crate::state::{MANIFEST, ReplicaRecord, Stage};
 
 impl Session<'_> {
     /// Finds out what the replica holds, completing or dropping what the last run left.
@@ -39,7 +39,7 @@ impl Session<'_> {
                     // The manifest that lies there describes another time than the torn device.
                     (record.stage, record.rehash) = (Stage::Initializing, true);
                     record.store(self.site.files())?;
-                    self.site.files().remove(JOURNAL)?;
+                    self.site.remove_journal()?;
                     self.mode = Mode::Direct;
                 }
                 other => other?,
@@ -166,7 +166,7 @@ impl Session<'_> {
         // A crash in here leads here again: the flag stands until the new manifest is sealed.
         record.rehash = true;
         record.store(self.site.files())?;
-        self.site.files().remove(JOURNAL)?;
+        self.site.remove_journal()?;
         let mut draft = self.hash_replica(record, Damage::Refuse)?;
         let root = draft.root()?;
         draft.seal(About { root, ..self.about(record) })?;

@@ -2,10 +2,15 @@
 //! names file and line.
 
 use crate::error::{Context, Error, Kind, Result};
-use crate::limits::{HANDSHAKE_TIMEOUT, HANDSHAKES_LIMIT, HANDSHAKES_MAX, SESSIONS_LIMIT, SESSIONS_MAX, STALL_TIMEOUT, STALL_TIMEOUT_MIN};
+use crate::limits::{
+    HANDSHAKE_TIMEOUT, HANDSHAKES_LIMIT, HANDSHAKES_MAX, JOURNAL_MAX_MIN_BYTES, SESSIONS_LIMIT, SESSIONS_MAX, STALL_TIMEOUT,
+    STALL_TIMEOUT_MIN,
+};
 use crate::pin::Pin;
 use crate::schedule::Table;
-use crate::settings::{check_name, duration, matches, parse};
+use crate::settings::amount::exact;
+use crate::settings::{Share, Size, check_name, duration, matches, parse};
+use crate::state::journals::Journals;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -42,12 +47,49 @@ pub struct ReceiverConfig {
     /// Sessions at once.
     #[serde(default = "default_sessions_max")]
     pub sessions_max: usize,
+    /// Where deltas are kept until they are whole.
+    #[serde(default, skip_serializing_if = "JournalEntry::is_default")]
+    pub journal: JournalEntry,
     /// What is served.
     #[serde(default, rename = "replica")]
     pub replicas: Vec<ReplicaEntry>,
     /// To whom, beside those that `pair` enrolled.
     #[serde(default, rename = "client")]
     pub clients: Vec<ClientEntry>,
+}
+
+/// Where journals lie, and how much they may take.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JournalEntry {
+    /// The folder; else each lies beside its replica's record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dir: Option<PathBuf>,
+    /// What all of them together may take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<Size>,
+    /// What stays free on their file system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reserve: Option<Share>,
+}
+
+impl JournalEntry {
+    fn is_default(&self) -> bool {
+        *self == JournalEntry::default()
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if let Some(dir) = self.dir.as_ref().filter(|dir| !dir.is_absolute()) {
+            return Err(format!("journal.dir: {} is not an absolute path", dir.display()));
+        }
+        if self.max.is_some_and(|max| max.0 < JOURNAL_MAX_MIN_BYTES) {
+            return Err(format!("journal.max must be {} at least: a frame has to fit", exact(JOURNAL_MAX_MIN_BYTES)));
+        }
+        if self.reserve == Some(Share::Percent(100)) {
+            return Err("journal.reserve = \"100%\" leaves no room for any journal".to_owned());
+        }
+        Ok(())
+    }
 }
 
 /// A name and the device behind it.
@@ -215,6 +257,7 @@ impl ReceiverConfig {
                 return Err(format!("client \"{}\": its key is another client's already", client.name));
             }
         }
+        self.journal.check()?;
         if self.sessions_max == 0 || self.handshakes_max == 0 || self.handshake_timeout.is_zero() {
             return Err("sessions_max, handshakes_max and handshake_timeout must not be zero".to_owned());
         }
@@ -235,6 +278,12 @@ impl ReceiverConfig {
             format!("replica \"{}\": {} may be another disk after the next boot: name it by /dev/disk/by-id", replica.name, path.display())
         };
         self.replicas.iter().filter(unstable).map(word).collect()
+    }
+
+    /// The same for those who make journals.
+    pub fn journals(&self) -> Journals {
+        let JournalEntry { dir, max, reserve } = self.journal.clone();
+        Journals { dir, max: max.map(|max| max.0), reserve, configured: true }
     }
 
     /// The replica of this name.
@@ -265,6 +314,7 @@ mod tests {
         assert_eq!(config.replicas[0].device.path(), Path::new("/dev/vgdr/db-data"));
         assert!(config.warnings().is_empty());
         assert_eq!(ReceiverConfig::parse(&config.show().unwrap(), "shown").unwrap(), config);
+        assert_eq!(config.journals().max, Some(200 << 30));
         let least = ReceiverConfig::parse("", "empty").unwrap();
         assert_eq!((least.handshake_timeout, least.sessions_max), (HANDSHAKE_TIMEOUT, SESSIONS_MAX));
     }
@@ -288,6 +338,10 @@ mod tests {
         assert!(example("vgdr/db-data", "../sda").contains("is not of the form \"vg/name\""));
         assert!(example("/srv/replicas/web.img", "/dev/sda").contains("is no place for an image file"));
         assert!(example("name = \"web\"", "name = \"a b\"").contains("make a name"));
+        assert!(example("\"/var/lib/blockferry/journal\"", "\"journal\"").contains("is not an absolute path"));
+        assert!(example("200GiB", "200KiB").contains("journal.max must be 16MiB at least"));
+        assert!(example("\"10%\"", "\"100%\"").contains("no room for any journal"));
+        assert!(example("reserve =", "reserved =").contains("did you mean `reserve`?"));
     }
 
     #[test]

@@ -121,7 +121,7 @@ pub fn serve_one(
     let peer = std::env::var("SSH_CONNECTION").unwrap_or_default();
     let from = peer.split(' ').next().filter(|from| !from.is_empty()).unwrap_or("stdio").to_owned();
     let client = Client { name: client.to_owned(), from: from.clone(), grants: entry.allow.clone() };
-    let host = HostReplicas::new(state.clone(), choice);
+    let host = HostReplicas::new(state.clone(), choice).with_journals(config.journals());
     let mut served = Served::new(Arc::new(config.clone()), client.clone(), Arc::default(), host, Deadline::default(), Default::default());
     let result = receiver::receive(&mut wire, &mut served, progress);
     let line = line(&client.name, &from, &served, progress, began, &result);
@@ -156,6 +156,13 @@ impl Daemon {
         descriptors::allow(&self.config).iter().for_each(log::warning);
         self.config.warnings().iter().for_each(log::warning);
         recover_all(&self.config, &self.state, self.choice);
+        for stray in self.config.journals().strays(&self.state).unwrap_or_default() {
+            log::warning(format!(
+                "{}: a journal that no replica in {} has: remove it if no other receiver does",
+                stray.display(),
+                self.state.path().display()
+            ));
+        }
         let listeners = if inherited.is_empty() { vec![tcp::listen(&self.config.listen)?] } else { inherited };
         for listener in &listeners {
             listener.set_nonblocking(true).context(Kind::Failed, || "set up the listening socket")?;
@@ -418,7 +425,7 @@ impl Shared {
         let progress = Progress::new(connection.stop.clone());
         let deadline = tls.deadline();
         deadline.set(config.handshake_timeout, "its first frame");
-        let host = HostReplicas::new(self.state.clone(), self.choice);
+        let host = HostReplicas::new(self.state.clone(), self.choice).with_journals(config.journals());
         let client = Client { name: name.clone(), from: from.to_string(), grants };
         let mut served = Served::new(Arc::clone(config), client, Arc::clone(&self.busy), host, deadline, Arc::clone(&connection.asked));
         let (_counted, count) = Counted::one(&self.sessions);

@@ -12,6 +12,7 @@ use crate::error::{Error, Kind, Result};
 use crate::format::stream::{Hello, Purpose};
 use crate::identity::Identity;
 use crate::receiver::{Replicas, Site};
+use crate::state::journals::Room;
 use crate::state::{Files, Lock};
 use crate::transport::stream::Deadline;
 use std::collections::BTreeMap;
@@ -170,8 +171,28 @@ impl Site for ServedSite {
         self.site.open_journal()
     }
 
+    fn journal_place(&self) -> String {
+        self.site.journal_place()
+    }
+
     fn make_journal(&self) -> Result<Box<dyn Disk>> {
         self.site.make_journal()
+    }
+
+    fn remove_journal(&self) -> Result<()> {
+        self.site.remove_journal()
+    }
+
+    fn discard_journal(&self) -> Result<()> {
+        self.site.discard_journal()
+    }
+
+    fn journal_room(&self, volume_bytes: u64) -> Result<Room> {
+        self.site.journal_room(volume_bytes)
+    }
+
+    fn more_room(&self) -> String {
+        self.site.more_room()
     }
 
     fn now_ms(&self) -> u64 {

@@ -13,6 +13,27 @@ pub struct Size(pub u64);
 
 by_text!(Size);
 
+/// A part of a whole: `5%` of it, or `8GiB`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// Per cent of the whole.
+    Percent(u8),
+    /// So many bytes.
+    Bytes(u64),
+}
+
+by_text!(Share);
+
+impl Share {
+    /// Bytes of this share of a whole.
+    pub fn of(self, whole: u64) -> u64 {
+        match self {
+            Share::Percent(percent) => (u128::from(whole) * u128::from(percent) / 100) as u64, // percent is at most 100, so it fits
+            Share::Bytes(bytes) => bytes,
+        }
+    }
+}
+
 /// Bytes a second, or as many as there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rate {
@@ -87,6 +108,27 @@ impl fmt::Display for Size {
     }
 }
 
+impl FromStr for Share {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Share, String> {
+        let share = match text.strip_suffix('%') {
+            Some(number) => number.trim().parse().ok().filter(|percent| *percent <= 100).map(Share::Percent),
+            None => parse_bytes(text).map(Share::Bytes),
+        };
+        share.ok_or_else(|| format!("\"{text}\" is no amount of room: write 5% or 8GiB"))
+    }
+}
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Share::Percent(percent) => write!(f, "{percent}%"),
+            Share::Bytes(bytes) => f.write_str(&exact(*bytes)),
+        }
+    }
+}
+
 impl FromStr for Rate {
     type Err = String;
 
@@ -127,6 +169,10 @@ mod tests {
         for text in ["20MiB/s", "unlimited", "1000B/s", "1GiB/s"] {
             assert_eq!(text.parse::<Rate>().unwrap().to_string(), text);
         }
+        for text in ["10%", "0%", "5GiB"] {
+            assert_eq!(text.parse::<Share>().unwrap().to_string(), text);
+        }
+        assert_eq!(("10%".parse::<Share>().unwrap().of(u64::MAX), Share::Bytes(7).of(1)), (u64::MAX / 10, 7));
         assert_eq!("64K".parse(), Ok(Size(65536)));
         assert_eq!("100Mbit/s".parse::<Rate>().unwrap().to_string(), "12500000B/s");
     }
@@ -135,6 +181,9 @@ mod tests {
     fn nonsense_is_refused_with_examples() {
         for text in ["", "8PB", "-1", "1.5GiB", "GiB", "99999999PiB"] {
             assert!(text.parse::<Size>().unwrap_err().contains("8GiB"), "{text}");
+        }
+        for text in ["", "101%", "-1%", "ten%", "10%%"] {
+            assert!(text.parse::<Share>().unwrap_err().contains("write 5% or 8GiB"), "{text}");
         }
         for text in ["", "0/s", "20MiB", "0MiB/s", "20mbit/s", "Unlimited", "99999999999999999Gbit/s"] {
             assert!(text.parse::<Rate>().unwrap_err().contains("20MiB/s"), "{text}");

@@ -3,7 +3,7 @@
 
 pub mod amount;
 
-pub use amount::{Rate, Size};
+pub use amount::{Rate, Share, Size};
 
 use crate::error::{Error, Kind, Result};
 use serde::de::DeserializeOwned;

@@ -34,9 +34,6 @@ pub trait Files: Send {
 
     /// Makes durable which files there are.
     fn sync_names(&self) -> Result<()>;
-
-    /// Bytes that may still be written to this file system.
-    fn free_bytes(&self) -> Result<u64>;
 }
 
 /// One open file.
@@ -85,6 +82,21 @@ impl HostFiles {
     fn sync_folder(&self) -> Result<()> {
         sync_folder(&self.folder)
     }
+}
+
+/// Bytes of a file system.
+pub(super) struct Space {
+    /// What it holds in all.
+    pub total: u64,
+    /// What may still be written.
+    pub free: u64,
+}
+
+/// How much room there is on the file system of a folder.
+pub(super) fn space(folder: &Path) -> Result<Space> {
+    let stat = nix::sys::statvfs::statvfs(folder).context(Kind::Storage, || format!("ask for the free space of {}", folder.display()))?;
+    let bytes = |blocks: u64| blocks.saturating_mul(stat.fragment_size() as u64);
+    Ok(Space { total: bytes(stat.blocks() as u64), free: bytes(stat.blocks_available() as u64) })
 }
 
 pub(super) fn sync_folder(folder: &Path) -> Result<()> {
@@ -164,12 +176,6 @@ impl Files for HostFiles {
 
     fn sync_names(&self) -> Result<()> {
         self.sync_folder()
-    }
-
-    fn free_bytes(&self) -> Result<u64> {
-        let stat = nix::sys::statvfs::statvfs(&self.folder)
-            .context(Kind::Storage, || format!("ask for the free space of {}", self.folder.display()))?;
-        Ok(stat.blocks_available() as u64 * stat.fragment_size() as u64)
     }
 }
 

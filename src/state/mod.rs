@@ -6,9 +6,12 @@
 //! STATE/replicas/<relationship>/  lock record manifest manifest.next journal   at the receiver
 //! ```
 //!
+//! Journals may lie elsewhere ([`journals`]); then `journal` is a link.
+//!
 //! `record` is the truth: what else lies beside it is believed as far as the record says.
 
 mod files;
+pub mod journals;
 pub mod keys;
 mod lock;
 pub mod manifest;

@@ -57,7 +57,7 @@ impl Receiver {
     pub fn start_at(host: Host, replicas: &[&str], rest: &str) -> Receiver {
         let folder = tempfile::tempdir().expect("a folder");
         configure(folder.path(), &host, replicas, rest);
-        let (child, address, pin) = spawn(folder.path(), &host);
+        let (child, address, pin) = spawn(folder.path(), &host, "");
         Receiver { child, folder, host, address, pin }
     }
 
@@ -119,7 +119,7 @@ impl Receiver {
     /// Starts it again where it stopped.
     #[allow(dead_code)]
     pub fn restart(&mut self) {
-        (self.child, self.address, self.pin) = spawn(self.folder.path(), &self.host);
+        (self.child, self.address, self.pin) = spawn(self.folder.path(), &self.host, "");
     }
 
     /// kill -9.
@@ -127,6 +127,37 @@ impl Receiver {
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+
+    /// The same on the port it had; it dies at this fail point if there is one.
+    #[allow(dead_code)]
+    pub fn restart_here(&mut self, failpoint: &str) {
+        let file = self.folder.path().join("receiver.toml");
+        let text = fs::read_to_string(&file).expect("the configuration");
+        fs::write(&file, text.replace("127.0.0.1:0", &self.address)).expect("write the configuration");
+        (self.child, self.address, self.pin) = spawn(self.folder.path(), &self.host, failpoint);
+    }
+
+    /// Waits for the end of one that dies.
+    #[allow(dead_code)]
+    pub fn wait_for_death(&mut self) {
+        let until = Instant::now() + Duration::from_secs(20);
+        while self.is_alive() {
+            assert!(Instant::now() < until, "the receiver lives:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Writes another configuration for the next start.
+    #[allow(dead_code)]
+    pub fn configure(&self, replicas: &[&str], rest: &str) {
+        configure(self.folder.path(), &self.host, replicas, rest);
+    }
+
+    /// Its folder.
+    #[allow(dead_code)]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Its own command line: `blockferry --state-dir … arguments`.
@@ -168,10 +199,13 @@ fn configure(folder: &Path, host: &Host, replicas: &[&str], rest: &str) {
     fs::write(folder.join("receiver.toml"), text).expect("write the configuration");
 }
 
-fn spawn(folder: &Path, host: &Host) -> (Child, String, Pin) {
+fn spawn(folder: &Path, host: &Host, failpoint: &str) -> (Child, String, Pin) {
     let log = fs::File::create(folder.join("log")).expect("a log");
     let mut command = host.program();
     command.args(["receiver", "--config"]).arg(folder.join("receiver.toml")).stdout(Stdio::null()).stderr(log);
+    if !failpoint.is_empty() {
+        command.env("BLOCKFERRY_FAILPOINT", failpoint);
+    }
     let mut child = command.spawn().expect("start the receiver");
     let until = Instant::now() + Duration::from_secs(20);
     loop {

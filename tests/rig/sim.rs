@@ -9,6 +9,7 @@ use blockferry::error::{Context, Error, Kind, Result};
 use blockferry::format::stream::Hello;
 use blockferry::identity::Identity;
 use blockferry::receiver::{Replicas, Site};
+use blockferry::state::journals::Room;
 use blockferry::state::{Files, JOURNAL, StateFile};
 use std::collections::BTreeMap;
 use std::io;
@@ -544,10 +545,6 @@ impl Files for Store {
     fn sync_names(&self) -> Result<()> {
         self.world().sync_names().context(Kind::Storage, || "sync the folder")
     }
-
-    fn free_bytes(&self) -> Result<u64> {
-        Ok(1 << 40)
-    }
 }
 
 /// A replica in a store.
@@ -587,11 +584,31 @@ impl Site for SimSite {
         Ok(self.0.disk(JOURNAL).map(|disk| Box::new(disk) as Box<dyn Disk>))
     }
 
+    fn journal_place(&self) -> String {
+        JOURNAL.to_owned()
+    }
+
     fn make_journal(&self) -> Result<Box<dyn Disk>> {
         // As on a host: not durable before the first sync of the names.
         self.0.discard(JOURNAL)?;
         self.0.world().create(JOURNAL).context(Kind::Storage, || "make the journal")?;
         self.open_journal()?.ok_or_else(|| Error::new(Kind::Failed, "it was just made"))
+    }
+
+    fn remove_journal(&self) -> Result<()> {
+        self.0.remove(JOURNAL)
+    }
+
+    fn discard_journal(&self) -> Result<()> {
+        self.0.discard(JOURNAL)
+    }
+
+    fn journal_room(&self, _volume_bytes: u64) -> Result<Room> {
+        Ok(Room { bytes: 1 << 40, bound: "there is room".to_owned() })
+    }
+
+    fn more_room(&self) -> String {
+        "simulate more".to_owned()
     }
 
     fn now_ms(&self) -> u64 {

@@ -17,7 +17,7 @@ use crate::error::{Context, Kind, Result};
 use crate::lvm;
 use crate::ring::Choice;
 use crate::state::manifest::{self, Damage};
-use crate::state::{Files, HostFiles, Lock, Side, SourceRecord, StateDir};
+use crate::state::{Files, HostFiles, Lock, Side, SourceRecord, StateDir, journals};
 use leftover::{Cure, leftover, names};
 use std::path::Path;
 use ward::Ward;
@@ -102,8 +102,8 @@ fn lock(folder: &Path, diagnosis: &mut Diagnosis) -> Result<Option<Lock>> {
 fn treat(found: Vec<Leftover>, folder: &Path, treatment: Treatment, diagnosis: &mut Diagnosis) {
     for found in found {
         let done = match &found.cure {
-            Cure::Remove if treatment.fix => remove(folder, &found.place),
-            Cure::GiveUp if treatment.fix && treatment.drop_journals => remove(folder, &found.place),
+            Cure::Remove if treatment.fix => remove(folder, &found),
+            Cure::GiveUp if treatment.fix && treatment.drop_journals => remove(folder, &found),
             Cure::RemoveFolder if treatment.fix => {
                 std::fs::remove_dir_all(folder).context(Kind::Storage, || format!("remove {}", folder.display()))
             }
@@ -124,8 +124,11 @@ fn treat(found: Vec<Leftover>, folder: &Path, treatment: Treatment, diagnosis: &
     }
 }
 
-fn remove(folder: &Path, place: &Path) -> Result<()> {
-    let name = place.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+fn remove(folder: &Path, found: &Leftover) -> Result<()> {
+    if matches!(found.what, What::StrayJournal | What::UnfinishedJournal) {
+        return journals::remove(&HostFiles::new(folder));
+    }
+    let name = found.place.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     HostFiles::new(folder).remove(name)
 }
 

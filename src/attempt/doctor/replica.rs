@@ -11,7 +11,7 @@ use crate::format::stream::{Frame, Message};
 use crate::receiver::{self, Walk};
 use crate::ring::Choice;
 use crate::state::manifest::{Damage, Manifest};
-use crate::state::{HostFiles, JOURNAL, MANIFEST, NEXT, ReplicaRecord, Stage};
+use crate::state::{HostFiles, MANIFEST, NEXT, ReplicaRecord, Stage, journals};
 use std::path::Path;
 
 impl Ward<'_> {
@@ -25,7 +25,7 @@ impl Ward<'_> {
         let mut found = self.strays()?;
         let again = format!("run the clone of {} to {} again", record.source, record.target.path.display());
         found.extend(device_gone(&self.folder, &record));
-        let journal = self.folder.join(JOURNAL);
+        let journal = journals::place(&self.folder);
         match &record.stage {
             Stage::Applying { generation, .. } => {
                 let story = format!(
@@ -50,6 +50,15 @@ impl Ward<'_> {
         let (base_fits, next_fits) = (has(MANIFEST)?, has(NEXT)?);
         if journal.exists() {
             found.push(self.look_at_journal(&journal, &record, &again)?);
+        } else if journals::leads_nowhere(&self.folder) {
+            let story = format!(
+                "a link to the journal {}, which is not there: its run was killed as it made or removed it, or its file system is not mounted",
+                journal.display()
+            );
+            let remedy = format!(
+                "mount it if there is one; {again}: it goes on without that journal; `blockferry doctor --fix --drop-journals` gives it up"
+            );
+            found.push(leftover(What::StrayJournal, &journal, story, &remedy, Cure::GiveUp));
         }
         if record.rehash || !base_fits && !next_fits {
             let why = if record.rehash { "is not to be trusted" } else { "is lost" };

@@ -7,7 +7,7 @@ use crate::disk::{guard, identity};
 use crate::error::{Error, Kind, Result};
 use crate::receiver;
 use crate::ring::Choice;
-use crate::state::{HAVE, JOURNAL, NEXT, Side, StateDir};
+use crate::state::{HAVE, JOURNAL, NEXT, Side, StateDir, journals};
 use std::path::PathBuf;
 use uuid::Uuid;
 
@@ -66,7 +66,12 @@ impl Ward<'_> {
     pub(super) fn no_record(&self) -> Result<Vec<Leftover>> {
         if names(&self.folder)?.iter().any(|name| name == JOURNAL) {
             let story = "a journal without the record it belongs to: the record was removed".to_owned();
-            let remedy = format!("restore the record from a backup; or remove what is useless without it: rm -r {}", self.folder.display());
+            let place = Some(journals::place(&self.folder)).filter(|place| !place.starts_with(&self.folder));
+            let elsewhere = place.map_or(String::new(), |place| format!(" {}", place.display()));
+            let remedy = format!(
+                "restore the record from a backup; or remove what is useless without it: rm -r {}{elsewhere}",
+                self.folder.display()
+            );
             return Ok(vec![leftover(What::Damaged, &self.folder, story, &remedy, Cure::None)]);
         }
         let story = "a folder in which no pair came to be: the run that made it was killed before it wrote a record".to_owned();
