@@ -10,6 +10,7 @@ mod line;
 mod sim;
 
 use blockferry::digest::Algorithm;
+use blockferry::receiver::Apply;
 use blockferry::state::Stage;
 use line::{Fault, Generation, Pair, Plan, content};
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
@@ -133,7 +134,8 @@ impl Story {
 
     fn check(&self, after: Pair, random: &mut Random) {
         let cursor = after.source_record().expect("a source record").generation;
-        let committed = after.replica_record().filter(|record| record.stage != Stage::Initializing).map_or(0, |record| record.generation);
+        // An increment straight onto the device has a number it goes on from, though no generation.
+        let committed = after.replica_record().map_or(0, |record| record.generation);
         assert!(cursor <= committed, "I3: the cursor {cursor} runs ahead of the commit {committed}");
 
         let again = self.check_second_cut(&after, random);
@@ -170,7 +172,8 @@ impl Story {
         let Some(number) = found else {
             let stage = after.replica_record().map(|record| record.stage);
             assert!(stage.is_none_or(|stage| stage == Stage::Initializing), "a committed replica counts as none");
-            assert!(self.allowed.len() == 1, "I2: a replica that had a generation has none");
+            let direct = self.before.replica.applies_directly();
+            assert!(direct || self.allowed.len() == 1, "I2: a replica that had a generation has none");
             return;
         };
         let now = after.generation();
@@ -239,6 +242,12 @@ fn cut_at(pair: Pair, percent: u64) -> Pair {
     let ran = pair.run(&Plan { forth: Fault { cut: Some(said * percent / 100), ..Fault::default() }, ..Plan::default() });
     assert!(!ran.ended_well(), "a cut run does not end well");
     pair.settle()
+}
+
+/// Its increments go straight onto the device.
+fn direct(pair: Pair) -> Pair {
+    pair.replica.set_apply(Apply::Direct);
+    pair
 }
 
 macro_rules! stories {
@@ -315,6 +324,38 @@ stories! {
         pair.settle()
     }, later None;
     a_crash_when_nothing_changed_loses_nothing: replicated(90), later None;
+    a_crash_during_a_direct_increment_is_never_called_clean_and_the_next_run_completes_it:
+        direct(changed(replicated(500), 501)), later None;
+    a_crash_during_a_direct_increment_of_many_frames_leaves_no_false_hint: {
+        // The source goes back to what it was before the run that died.
+        let pair = large(502);
+        pair.run_clean();
+        pair.write_volume(content(pair.volume().len(), 503));
+        direct(pair.settle())
+    }, later Some(content(48 * 4 * 4096, 502));
+    a_crash_while_a_direct_increment_goes_on_after_a_cut_leaves_no_false_hint: {
+        let pair = large(504);
+        pair.run_clean();
+        pair.write_volume(content(pair.volume().len(), 505));
+        changed(cut_at(direct(pair.settle()), 60), 506)
+    }, later Some(content(48 * 4 * 4096, 505));
+    a_crash_while_an_unfinished_journal_gives_way_to_a_direct_increment_loses_nothing:
+        direct(changed(cut_at(changed(replicated(507), 508), 60), 509)), later None;
+    a_crash_while_a_lost_acknowledgement_of_a_direct_increment_is_found_out_loses_nothing: {
+        let pair = direct(changed(replicated(513), 514));
+        pair.run(&Plan { back: Fault { lose_ack: true, ..Fault::default() }, ..Plan::default() });
+        changed(pair.settle(), 515)
+    }, later None;
+    a_crash_during_a_direct_increment_onto_a_grown_volume_loses_nothing: {
+        let pair = replicated(516);
+        let mut longer = Vec::clone(&pair.volume());
+        longer.extend(content(5 * EXTENT + 512, 517));
+        let mut device = Vec::clone(&pair.device().expect("a replica"));
+        device.resize(longer.len(), 0);
+        pair.replica.put(DEVICE, device.into());
+        pair.write_volume(longer);
+        direct(pair.settle())
+    }, later None;
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -638,12 +679,23 @@ enum Action {
     Write(u64),
     WriteBack,
     Run,
-    Cut { permille: u64, by_source: bool },
-    Crash { operation: u64, at_source: bool, seed: u64 },
-    LoseManifest { at_source: bool },
+    Cut {
+        permille: u64,
+        by_source: bool,
+    },
+    Crash {
+        operation: u64,
+        at_source: bool,
+        seed: u64,
+    },
+    LoseManifest {
+        at_source: bool,
+    },
     SwapDevice(u64),
     FlipReplica(u64),
     Resync,
+    /// Increments go straight onto the device from now on, or through the journal.
+    Apply(bool),
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -657,6 +709,7 @@ fn action() -> impl Strategy<Value = Action> {
         1 => any::<u64>().prop_map(Action::SwapDevice),
         1 => any::<u64>().prop_map(Action::FlipReplica),
         1 => Just(Action::Resync),
+        2 => any::<bool>().prop_map(Action::Apply),
     ]
 }
 
@@ -670,13 +723,15 @@ struct Model {
     foreign: bool,
     /// What the volume was before its last change.
     earlier: Arc<Vec<u8>>,
+    /// A pass may have gone straight onto the device: one that was cut leaves no generation.
+    was_direct: bool,
 }
 
 impl Model {
     fn new() -> Model {
         let pair = large(300);
         let earlier = pair.volume();
-        Model { pair, candidates: Vec::new(), generation: 0, foreign: false, earlier }
+        Model { pair, candidates: Vec::new(), generation: 0, foreign: false, earlier, was_direct: false }
     }
 
     fn run(&mut self, plan: &Plan) {
@@ -701,7 +756,9 @@ impl Model {
     /// After everything that happens: recover, and look whether the replica is what it says.
     fn check(&mut self) {
         let Some(number) = self.pair.recover().expect("nothing here damages a journal") else {
-            assert_eq!(self.generation, 0, "a replica that was whole is not");
+            assert!(self.generation == 0 || self.was_direct, "a replica that was whole is not");
+            let record = self.pair.replica_record();
+            assert!(record.is_none_or(|record| record.stage == Stage::Initializing), "it says that it is whole");
             return;
         };
         let record = self.pair.replica_record().expect("a record");
@@ -725,6 +782,10 @@ impl Model {
             }
             Action::Run => self.run(&Plan::default()),
             Action::Resync => self.run(&Plan { resync: true, ..Plan::default() }),
+            Action::Apply(direct) => {
+                self.pair.replica.set_apply(if *direct { Apply::Direct } else { Apply::Auto });
+                self.was_direct |= *direct;
+            }
             Action::Cut { permille, by_source } => {
                 let whole = self.pair.fork().run(&Plan::default());
                 let said = if *by_source { &whole.forth } else { &whole.back };

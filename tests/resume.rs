@@ -8,7 +8,7 @@ use blockferry::error::{Error, Kind, Result};
 use blockferry::format::stream::{Hello, Mode, Purpose};
 use blockferry::identity::Identity;
 use blockferry::progress::Progress;
-use blockferry::receiver::{self, Replicas, Site};
+use blockferry::receiver::{self, Apply, Replicas, Site};
 use blockferry::ring::{AlignedBuf, Choice};
 use blockferry::sender::{self, Compress, Order, Outcome, Pass};
 use blockferry::state::journals::Room;
@@ -157,6 +157,10 @@ impl Site for Place {
 
     fn identity(&self) -> Result<Identity> {
         identity::of(&self.target())
+    }
+
+    fn apply(&self) -> Apply {
+        Apply::Auto
     }
 
     fn open_journal(&self) -> Result<Option<Box<dyn Disk>>> {

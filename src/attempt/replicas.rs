@@ -7,7 +7,7 @@ use crate::disk::raw::{Access, RawDisk};
 use crate::disk::{Disk, guard};
 use crate::error::{Error, Kind, Result};
 use crate::format::stream::{Hello, Purpose};
-use crate::receiver::{Replicas, Site, promotion};
+use crate::receiver::{Apply, Replicas, Site, promotion};
 use crate::ring::Choice;
 use crate::state::journals::{self, Journals, Room};
 use crate::state::{Files, HostFiles, Lock, MANIFEST, NEXT, RECORD, ReplicaRecord, Side, StateDir};
@@ -19,12 +19,18 @@ pub struct HostReplicas {
     state: StateDir,
     choice: Choice,
     journals: Journals,
+    apply: Apply,
 }
 
 impl HostReplicas {
     /// Replicas remembered in this state directory.
     pub fn new(state: StateDir, choice: Choice) -> HostReplicas {
-        HostReplicas { state, choice, journals: Journals::default() }
+        HostReplicas { state, choice, journals: Journals::default(), apply: Apply::Auto }
+    }
+
+    /// How increments reach the replicas that are found from here on.
+    pub fn apply(&mut self, apply: Apply) {
+        self.apply = apply;
     }
 
     /// The same with journals as a configuration has them.
@@ -171,7 +177,7 @@ impl Replicas for HostReplicas {
         }
         let (state, journals) = (self.state.clone(), self.journals.clone());
         let name = path.display().to_string();
-        Ok(Box::new(HostSite { name, path, files, state, journals, choice: self.choice, made: replicate, _lock: lock }))
+        Ok(Box::new(HostSite { name, path, files, state, journals, apply: self.apply, choice: self.choice, made: replicate, _lock: lock }))
     }
 }
 
@@ -193,6 +199,7 @@ pub fn find_replica(state: &StateDir, name: &str, choice: Choice) -> Result<(Box
                 state: state.clone(),
                 // Without a sender a journal is completed or removed where it lies, and none is made.
                 journals: Journals::default(),
+                apply: Apply::Auto,
                 choice,
                 made: false,
                 _lock: Some(lock),
@@ -210,6 +217,7 @@ struct HostSite {
     files: HostFiles,
     state: StateDir,
     journals: Journals,
+    apply: Apply,
     choice: Choice,
     /// The folder may be ours alone: it goes again when no record came into it.
     made: bool,
@@ -247,6 +255,10 @@ impl Site for HostSite {
 
     fn identity(&self) -> Result<Identity> {
         identity::of(&self.path)
+    }
+
+    fn apply(&self) -> Apply {
+        self.apply
     }
 
     fn open_journal(&self) -> Result<Option<Box<dyn Disk>>> {

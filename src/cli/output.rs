@@ -138,6 +138,7 @@ fn headline(from: &str, to: &str, report: &Report) -> String {
     let Some(ack) = &report.ack else { return format!("{from} → {to}: nothing was written") };
     let how = match (report.mode, report.counts.changed_extents) {
         (_, 0) => "nothing changed",
+        (Mode::Direct, _) if ack.generation > 1 => "changes, straight onto the device",
         (Mode::Direct, _) => "first copy",
         _ => "changes",
     };

@@ -13,8 +13,8 @@ use crate::format::stream::{Ack, Begin, End, Frame, FrameKind, Header, Message, 
 use crate::limits::*;
 use crate::progress::Phase;
 use crate::settings::amount::about;
-use crate::state::ReplicaRecord;
 use crate::state::manifest::Draft;
+use crate::state::{ReplicaRecord, Stage};
 use crate::transport::wire::unexpected;
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::Relaxed;
@@ -81,6 +81,19 @@ impl Intake {
         );
         Err(Error::new(Kind::Storage, message))
     }
+}
+
+/// Before the first byte of an increment goes straight onto the device. From here on a crash leaves a replica
+/// that counts as no generation: its manifest, which forgets what is about to be written, is a hint, as in a
+/// first copy that was cut.
+fn give_up_generation(site: &dyn Site, record: &mut ReplicaRecord) -> Result<()> {
+    if record.stage == Stage::Initializing {
+        return Ok(());
+    }
+    let begun = ReplicaRecord { stage: Stage::Initializing, ..record.clone() };
+    begun.store(site.files())?;
+    *record = begun;
+    Ok(())
 }
 
 impl Session<'_> {
@@ -161,7 +174,7 @@ impl Session<'_> {
         }
     }
 
-    fn take_data(&mut self, intake: &mut Intake, record: &ReplicaRecord, header: &Header) -> Result<()> {
+    fn take_data(&mut self, intake: &mut Intake, record: &mut ReplicaRecord, header: &Header) -> Result<()> {
         let Frame::Data(data) = self.wire.frame(header)? else { return Err(unexpected(header.kind)) };
         data.check(&self.geometry, header)?;
         let target = self.target.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the replica's device is not open"))?;
@@ -177,6 +190,7 @@ impl Session<'_> {
         let proven = intake.prover.unpack(&data, room.bytes()).and_then(|()| {
             let unproven = intake.prover.prove(&data, &room.bytes()[..data.plain_bytes], target, draft, !direct)?;
             if direct && unproven.is_empty() {
+                give_up_generation(&*self.site, record)?;
                 draft.forget(data.lines().map(|line| line.extent))?;
             }
             Ok(unproven)
@@ -217,12 +231,13 @@ impl Session<'_> {
         self.checkpoint_if_due(intake)
     }
 
-    fn take_zero(&mut self, intake: &mut Intake, record: &ReplicaRecord, header: &Header, first: u64, count: u64) -> Result<()> {
+    fn take_zero(&mut self, intake: &mut Intake, record: &mut ReplicaRecord, header: &Header, first: u64, count: u64) -> Result<()> {
         let extents = checked_range(&self.geometry, first, count)?;
         let draft = intake.draft.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the draft is gone"))?;
         draft.set_zeros(extents.clone())?;
         if self.mode == Mode::Direct {
             let target = self.target.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the replica's device is not open"))?;
+            give_up_generation(&*self.site, record)?;
             draft.forget_zeroed(extents.clone())?;
             target.zero(extents, self.wire)?;
         } else {
@@ -301,10 +316,13 @@ impl Session<'_> {
         record.rehash = true;
         let remembered = record.store(self.site.files()).and_then(|()| self.site.remove_journal());
         let message = format!(
-            "{}: the delta makes root {root}, the source has {}. The replica stays generation {}; the next run reads it anew and sends what differs",
+            "{}: the delta makes root {root}, the source has {}. {}; the next run reads it anew and sends what differs",
             self.site.name(),
             end.root,
-            record.generation
+            match self.mode {
+                Mode::Direct => "The replica is no complete generation".to_owned(),
+                _ => format!("The replica stays generation {}", record.generation),
+            }
         );
         match remembered {
             Ok(()) => Error::new(Kind::Failed, message),

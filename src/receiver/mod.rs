@@ -16,7 +16,7 @@ mod target;
 
 pub use journaler::Walk;
 pub use recovery::belongs;
-pub use site::{Replicas, Site};
+pub use site::{Apply, Replicas, Site};
 
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Kind, Result};
@@ -90,9 +90,10 @@ impl<'a> Session<'a> {
         let site = replicas.find(&hello)?;
         let record = ReplicaRecord::load(site.files())?;
         let hasher = Hasher::new(hello.algorithm, &hello.secret);
+        let is_whole = record.as_ref().is_some_and(|record| record.stage != Stage::Initializing);
         let mode = match hello.purpose {
             Purpose::Plan | Purpose::Verify => Mode::Nothing,
-            Purpose::Replicate if record.as_ref().is_some_and(|record| record.stage != Stage::Initializing) => Mode::Journal,
+            Purpose::Replicate if is_whole && site.apply() != Apply::Direct => Mode::Journal,
             Purpose::Replicate => Mode::Direct,
         };
         Ok(Session { wire, site, progress, hello, geometry, hasher, record, target: None, mode })

@@ -25,7 +25,13 @@ pub fn promote(site: &dyn Site, disk: Box<dyn Disk>) -> Result<ReplicaRecord> {
     let missing = || Error::new(Kind::Usage, format!("{} has no record here", site.name()));
     let mut record = ReplicaRecord::load(site.files())?.ok_or_else(missing)?;
     if record.stage != Stage::Clean {
-        let message = format!("{} is no complete generation yet: its first copy was never finished", site.name());
+        let cut = match record.generation {
+            0 => "its first copy was never finished".to_owned(),
+            last => format!(
+                "an increment over generation {last} that went straight onto it (apply = \"direct\") was cut; only its source can complete it"
+            ),
+        };
+        let message = format!("{} is no complete generation: {cut}", site.name());
         return Err(Error::new(Kind::Operator, message));
     }
     if record.promotion.is_none() {

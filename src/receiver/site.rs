@@ -5,14 +5,56 @@ use crate::disk::Disk;
 use crate::error::Result;
 use crate::format::stream::Hello;
 use crate::identity::Identity;
+use crate::settings::by_text;
 use crate::state::Files;
 use crate::state::journals::Room;
+use std::fmt;
+use std::str::FromStr;
 
 /// Finds the replica a sender asks for.
 pub trait Replicas {
     /// Checks that this sender may have this replica, takes its lock and gives its site. Nothing is
     /// written but the replica's folder.
     fn find(&mut self, hello: &Hello) -> Result<Box<dyn Site>>;
+}
+
+/// How increments reach a replica. A first copy goes straight onto its device in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Apply {
+    /// As is best: through the journal.
+    #[default]
+    Auto,
+    /// Through the journal: the replica is a complete generation, or is completed to one without its source.
+    Journal,
+    /// Straight onto the device, without room for a journal: while a pass is under way, and after one that was
+    /// cut, the replica is no complete generation.
+    Direct,
+}
+
+by_text!(Apply);
+
+impl FromStr for Apply {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Apply, String> {
+        match text {
+            "auto" => Ok(Apply::Auto),
+            "journal" => Ok(Apply::Journal),
+            "direct" => Ok(Apply::Direct),
+            "snapshot" => Err("apply = \"snapshot\" is not built yet: auto, journal or direct".to_owned()),
+            other => Err(format!("\"{other}\" is no way to apply increments: auto, journal or direct")),
+        }
+    }
+}
+
+impl fmt::Display for Apply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Apply::Auto => "auto",
+            Apply::Journal => "journal",
+            Apply::Direct => "direct",
+        })
+    }
 }
 
 /// One replica: its folder of files, its journal, its device. Dropped = unlocked.
@@ -32,6 +74,9 @@ pub trait Site: Send {
 
     /// The stable identity of the device as it is now.
     fn identity(&self) -> Result<Identity>;
+
+    /// How increments are to reach the device.
+    fn apply(&self) -> Apply;
 
     /// Opens the journal. `None`: there is none.
     fn open_journal(&self) -> Result<Option<Box<dyn Disk>>>;

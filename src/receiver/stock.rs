@@ -148,6 +148,13 @@ impl Session<'_> {
         }
         let target = self.target.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the replica's device is not open"))?;
         match found {
+            Found::Overlay(overlay) if self.mode == Mode::Direct => {
+                // The operator gave journals up, for room maybe: what this one holds is sent again.
+                self.site.remove_journal()?;
+                let mut manifest = overlay.0.into_base();
+                survey::check_samples(target, &mut manifest, &self.hasher)?;
+                Ok(Held::Clean(manifest))
+            }
             Found::Overlay(mut overlay) => {
                 survey::check_samples(target, overlay.0.base(), &self.hasher)?;
                 Ok(Held::Overlaid(overlay))

@@ -189,7 +189,7 @@ fn replicate(pass: &mut Pass<'_>, wire: &mut Wire, agreed: &mut Agreed, geometry
             Message::Ack(ack) if ack.generation == generation && ack.root == sealed.root => {
                 failpoint::reach("sender.acknowledged");
                 // A first copy says nothing about how much the source changes between two snapshots.
-                let first = agreed.welcome.mode == Mode::Direct;
+                let first = agreed.welcome.mode == Mode::Direct && !agreed.uses_base;
                 pass.record.changed_bytes = (!first).then_some(framer.counts.changed_extents * geometry.extent_bytes() as u64);
                 adopt(pass.record, pass.files, draft, &sealed, pass.order.source_time_ms)?;
                 return Ok(Outcome { ack: Some(ack), mode: agreed.welcome.mode, counts: framer.counts, adopted: agreed.adopted });

@@ -7,6 +7,7 @@ use crate::limits::{
     STALL_TIMEOUT_MIN,
 };
 use crate::pin::Pin;
+use crate::receiver::Apply;
 use crate::schedule::Table;
 use crate::settings::amount::exact;
 use crate::settings::{Share, Size, check_name, duration, matches, parse};
@@ -103,6 +104,9 @@ pub struct ReplicaEntry {
     /// Whether a client may give its content up.
     #[serde(default)]
     pub overwrite: bool,
+    /// How increments reach the device.
+    #[serde(default)]
+    pub apply: Apply,
 }
 
 /// The device of a replica.
@@ -277,7 +281,14 @@ impl ReceiverConfig {
             let path = replica.device.path();
             format!("replica \"{}\": {} may be another disk after the next boot: name it by /dev/disk/by-id", replica.name, path.display())
         };
-        self.replicas.iter().filter(unstable).map(word).collect()
+        let direct = |replica: &&ReplicaEntry| replica.apply == Apply::Direct;
+        let torn = |replica: &ReplicaEntry| {
+            format!(
+                "replica \"{}\": apply = \"direct\": while an increment is under way, and after one that was cut until a run completes it, it is no complete generation and cannot be promoted",
+                replica.name
+            )
+        };
+        self.replicas.iter().filter(unstable).map(word).chain(self.replicas.iter().filter(direct).map(torn)).collect()
     }
 
     /// The same for those who make journals.
@@ -349,5 +360,17 @@ mod tests {
         let text = "[[replica]]\nname = \"x\"\ndevice = { path = \"/dev/sdb\" }\n";
         let warnings = ReceiverConfig::parse(text, "x").unwrap().warnings();
         assert!(warnings[0].contains("/dev/disk/by-id"), "{warnings:?}");
+    }
+
+    #[test]
+    fn a_way_to_apply_is_one_that_is_built_and_the_direct_one_gets_a_warning() {
+        let text = |apply: &str| format!("[[replica]]\nname = \"x\"\ndevice = {{ lv = \"vg/x\" }}\napply = \"{apply}\"\n");
+        let said = |apply: &str| ReceiverConfig::parse(&text(apply), "x").unwrap_err().chain();
+        assert!(said("snapshot").starts_with("x:4: apply = \"snapshot\" is not built yet: auto, journal or direct"));
+        assert!(said("jurnal").contains("is no way to apply increments: auto, journal or direct"));
+        for (apply, warnings) in [("auto", 0), ("journal", 0), ("direct", 1)] {
+            let config = ReceiverConfig::parse(&text(apply), "x").unwrap();
+            assert_eq!((config.replicas[0].apply.to_string().as_str(), config.warnings().len()), (apply, warnings));
+        }
     }
 }

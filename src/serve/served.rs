@@ -11,7 +11,7 @@ use crate::disk::{Disk, identity};
 use crate::error::{Error, Kind, Result};
 use crate::format::stream::{Hello, Purpose};
 use crate::identity::Identity;
-use crate::receiver::{Replicas, Site};
+use crate::receiver::{Apply, Replicas, Site};
 use crate::state::journals::Room;
 use crate::state::{Files, Lock};
 use crate::transport::stream::Deadline;
@@ -135,6 +135,7 @@ impl Replicas for Served {
                 format!("the relationship {} is that of another replica than {name}", hello.relationship),
             ));
         }
+        self.host.apply(entry.apply);
         let site = self.host.find(&Hello { target: path.display().to_string(), ..hello.clone() })?;
         Ok(Box::new(ServedSite { site, _taken: taken }))
     }
@@ -165,6 +166,10 @@ impl Site for ServedSite {
 
     fn identity(&self) -> Result<Identity> {
         self.site.identity()
+    }
+
+    fn apply(&self) -> Apply {
+        self.site.apply()
     }
 
     fn open_journal(&self) -> Result<Option<Box<dyn Disk>>> {

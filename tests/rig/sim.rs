@@ -8,7 +8,7 @@ use blockferry::disk::{Action, AlignedBuf, Completion, Disk, Request};
 use blockferry::error::{Context, Error, Kind, Result};
 use blockferry::format::stream::Hello;
 use blockferry::identity::Identity;
-use blockferry::receiver::{Replicas, Site};
+use blockferry::receiver::{Apply, Replicas, Site};
 use blockferry::state::journals::Room;
 use blockferry::state::{Files, JOURNAL, StateFile};
 use std::collections::BTreeMap;
@@ -166,6 +166,8 @@ struct World {
     die_at: Option<u64>,
     dead: bool,
     ticket: u64,
+    /// How the receiver is configured; a crash does not change it.
+    apply: Apply,
 }
 
 impl World {
@@ -233,6 +235,16 @@ impl Store {
         world.die_at = Some(operation);
     }
 
+    /// How increments reach the device from now on.
+    pub fn set_apply(&self, apply: Apply) {
+        self.world().apply = apply;
+    }
+
+    /// Whether they go straight onto it.
+    pub fn applies_directly(&self) -> bool {
+        self.world().apply == Apply::Direct
+    }
+
     pub fn is_dead(&self) -> bool {
         self.world().dead
     }
@@ -245,7 +257,7 @@ impl Store {
     /// What a power cut right now leaves, in a store of its own.
     pub fn crash(&self, random: &mut Random) -> Store {
         let world = self.world();
-        let mut after = World::default();
+        let mut after = World { apply: world.apply, ..World::default() };
         let mut moved: BTreeMap<usize, usize> = BTreeMap::new();
         let mut names: Vec<&String> = world.names.keys().chain(world.durable_names.keys()).collect();
         names.sort();
@@ -267,7 +279,8 @@ impl Store {
     pub fn settle(&self) -> Store {
         let world = self.world();
         let inodes = world.inodes.iter().map(|inode| Inode::settled(inode.live.clone())).collect();
-        let after = World { inodes, names: world.names.clone(), durable_names: world.names.clone(), ..World::default() };
+        let after =
+            World { inodes, names: world.names.clone(), durable_names: world.names.clone(), apply: world.apply, ..World::default() };
         Store(Arc::new(Mutex::new(after)))
     }
 
@@ -578,6 +591,10 @@ impl Site for SimSite {
 
     fn identity(&self) -> Result<Identity> {
         Ok(Identity { stable: "simulated".into(), path: "/simulated".into(), bytes: 0, is_device: false })
+    }
+
+    fn apply(&self) -> Apply {
+        self.0.world().apply
     }
 
     fn open_journal(&self) -> Result<Option<Box<dyn Disk>>> {

@@ -38,7 +38,11 @@ impl Ward<'_> {
                 return Ok(found);
             }
             Stage::Initializing => {
-                let story = format!("the first copy of {} to {} is not complete", record.source, record.target.path.display());
+                let what = match record.generation {
+                    0 => "the first copy".to_owned(),
+                    last => format!("an increment over generation {last}, straight onto the device, of the copy"),
+                };
+                let story = format!("{what} of {} to {} is not complete", record.source, record.target.path.display());
                 found.push(leftover(What::Initializing, &self.folder, story, &format!("{again}: it goes on where it was cut"), Cure::None));
                 return Ok(found);
             }

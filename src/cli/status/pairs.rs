@@ -35,6 +35,9 @@ fn show_source(record: &SourceRecord, zone: &TimeZone, output: &Output) {
 fn show_replica(record: &ReplicaRecord, state: &StateDir, zone: &TimeZone, output: &Output) {
     let stage = match (&record.stage, record.rehash) {
         _ if record.promotion.is_some() => "promoted: its source is not followed while this stands",
+        (Stage::Initializing, _) if record.generation > 0 => {
+            "initializing: an increment straight onto the device is not complete, and until it is the replica is no generation; run the clone again"
+        }
         (Stage::Initializing, _) => "initializing: the first copy is not complete; run the clone again",
         (Stage::Applying { .. }, _) => "applying: cut while committing; the next clone completes it",
         (Stage::Clean, true) => "clean, to be read anew by the next clone",
