@@ -20,7 +20,7 @@ check:    ## formatting, lints and documentation, warnings denied
 test:     ## everything that tests; installs what it needs (root on Debian or Ubuntu) or names it
 	bash tests/needs
 	PATH="$$PATH:/usr/sbin:/sbin" $(CARGO) test
-	PATH="$$PATH:/usr/sbin:/sbin" $(CARGO) test --features failpoints --test kill --test doctor --test replay --test journals
+	PATH="$$PATH:/usr/sbin:/sbin" $(CARGO) test --features failpoints --test kill --test doctor --test replay --test journals --test readonly
 	$(MAKE) vm-test
 
 vm-test: build ## real LVM on a real kernel in a throw-away guest: every case on one back-end, some on the other

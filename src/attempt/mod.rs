@@ -19,7 +19,7 @@ pub use link::Remote;
 pub use place::Place;
 pub use reading::{Origin, Reading, Snapshots, When, will_snapshot};
 pub use receivers::{connect, own_key};
-pub use replicas::{HostReplicas, find_replica};
+pub use replicas::{HostReplicas, find_replica, guard_replica};
 pub use replicate::{Replicated, Report, replicate};
 
 /// Milliseconds since 1970.

@@ -4,9 +4,10 @@ use super::now_ms;
 use super::place::absolute;
 use crate::disk::identity::{self, Identity};
 use crate::disk::raw::{Access, RawDisk};
-use crate::disk::{Disk, guard};
+use crate::disk::{Disk, guard, readonly};
 use crate::error::{Error, Kind, Result};
 use crate::format::stream::{Hello, Purpose};
+use crate::log;
 use crate::receiver::{Apply, Replicas, Site, promotion};
 use crate::ring::Choice;
 use crate::state::journals::{self, Journals, Room};
@@ -20,17 +21,19 @@ pub struct HostReplicas {
     choice: Choice,
     journals: Journals,
     apply: Apply,
+    readonly: bool,
 }
 
 impl HostReplicas {
     /// Replicas remembered in this state directory.
     pub fn new(state: StateDir, choice: Choice) -> HostReplicas {
-        HostReplicas { state, choice, journals: Journals::default(), apply: Apply::Auto }
+        HostReplicas { state, choice, journals: Journals::default(), apply: Apply::Auto, readonly: false }
     }
 
-    /// How increments reach the replicas that are found from here on.
-    pub fn apply(&mut self, apply: Apply) {
-        self.apply = apply;
+    /// How increments reach the replicas that are found from here on, and whether their devices refuse writes
+    /// between sessions.
+    pub fn treat(&mut self, apply: Apply, readonly: bool) {
+        (self.apply, self.readonly) = (apply, readonly);
     }
 
     /// The same with journals as a configuration has them.
@@ -177,7 +180,19 @@ impl Replicas for HostReplicas {
         }
         let (state, journals) = (self.state.clone(), self.journals.clone());
         let name = path.display().to_string();
-        Ok(Box::new(HostSite { name, path, files, state, journals, apply: self.apply, choice: self.choice, made: replicate, _lock: lock }))
+        Ok(Box::new(HostSite {
+            name,
+            path,
+            files,
+            state,
+            journals,
+            apply: self.apply,
+            guarded: self.readonly,
+            lifts: self.readonly,
+            choice: self.choice,
+            made: replicate,
+            _lock: lock,
+        }))
     }
 }
 
@@ -200,6 +215,9 @@ pub fn find_replica(state: &StateDir, name: &str, choice: Choice) -> Result<(Box
                 // Without a sender a journal is completed or removed where it lies, and none is made.
                 journals: Journals::default(),
                 apply: Apply::Auto,
+                // A device that refuses writes takes them while what a crash left is completed, and refuses them again.
+                guarded: false,
+                lifts: true,
                 choice,
                 made: false,
                 _lock: Some(lock),
@@ -218,6 +236,10 @@ struct HostSite {
     state: StateDir,
     journals: Journals,
     apply: Apply,
+    /// The device refuses writes when this goes, unless it was promoted.
+    guarded: bool,
+    /// A device that refuses writes may be made to take them.
+    lifts: bool,
     choice: Choice,
     /// The folder may be ours alone: it goes again when no record came into it.
     made: bool,
@@ -229,6 +251,30 @@ impl Drop for HostSite {
         if self.made && !self.files.folder().join(RECORD).exists() {
             let _ = std::fs::remove_dir_all(self.files.folder());
         }
+        // Without a record the device is nobody's replica, and not ours to guard.
+        let record = if self.guarded { ReplicaRecord::load(&self.files).ok().flatten() } else { None };
+        if let Some(Err(error)) = record.map(|record| guard_device(&record, &self.path)) {
+            log::warning(error.chain());
+        }
+    }
+}
+
+/// Makes the device of a replica refuse writes; one that was promoted takes them.
+fn guard_device(record: &ReplicaRecord, path: &Path) -> Result<()> {
+    if record.promotion.is_some() {
+        return Ok(());
+    }
+    check_identity(record, &identity::of(path)?)?;
+    readonly::set(path, true)
+}
+
+/// The same for the replica on this device, if it is one, as it is between sessions.
+pub fn guard_replica(state: &StateDir, path: &Path, choice: Choice) -> Result<()> {
+    match find_replica(state, &path.display().to_string(), choice) {
+        Ok((_site, record)) => guard_device(&record, path),
+        // A session has it, which does the same at its end; or nothing was ever copied to it.
+        Err(error) if matches!(error.kind(), Kind::Locked | Kind::Usage) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
@@ -244,6 +290,10 @@ impl Site for HostSite {
     fn open_disk(&mut self, write: bool) -> Result<Option<Box<dyn Disk>>> {
         if !self.path.exists() {
             return Ok(None);
+        }
+        if write && self.lifts && readonly::is_set(&self.path)? {
+            readonly::set(&self.path, false)?;
+            self.guarded = true;
         }
         let access = if write { Access::Write } else { Access::Read };
         Ok(Some(Box::new(RawDisk::open(&self.path, access, self.choice)?)))

@@ -7,6 +7,7 @@ pub mod guard;
 pub mod identity;
 pub mod ram;
 pub mod raw;
+pub mod readonly;
 pub mod scan;
 pub mod shared;
 mod stack;

@@ -62,7 +62,12 @@ impl RawDisk {
         let opened = OpenOptions::new().read(true).write(write).custom_flags(claim).open(path);
         let file = opened.map_err(|cause| open_error(path, access, cause))?;
         if write && kind.is_block_device() && ioctl::is_read_only(&file).unwrap_or(false) {
-            return Err(Error::new(Kind::Refused, format!("{} is set read-only: blockdev --setrw, or lvchange -prw", path.display())));
+            let name = path.display();
+            let hint = "or leave it to the receiver whose replica it is (readonly = true in its receiver.toml)";
+            return Err(Error::new(
+                Kind::Refused,
+                format!("{name} is set read-only: `blockdev --setrw {name}` (a logical volume: `lvchange -prw`), {hint}"),
+            ));
         }
         RawDisk::over(path, file, access, kind.is_block_device(), choice)
     }
@@ -155,7 +160,8 @@ fn open_error(path: &Path, access: Access, cause: io::Error) -> Error {
             Error::because(Kind::Refused, format!("open {name} for {purpose}: {reason}"), cause)
         }
         Some(libc::EACCES | libc::EPERM | libc::EROFS) => {
-            let hint = if access == Access::Write { "is it read-only, or is root needed?" } else { "is root needed?" };
+            let write = format!("is it read-only (`blockdev --getro {name}`; `blockdev --setrw {name}` ends that), or is root needed?");
+            let hint = if access == Access::Write { write } else { "is root needed?".to_owned() };
             Error::because(Kind::Refused, format!("open {name} for {purpose} ({hint})"), cause)
         }
         _ => Error::because(Kind::Failed, format!("open {name} for {purpose}"), cause),

@@ -74,13 +74,14 @@ enum Held {
 
 struct Session<'a> {
     wire: &'a mut Wire,
+    /// Before the site: the device is closed by the time the site makes it refuse writes.
+    target: Option<Target>,
     site: Box<dyn Site>,
     progress: &'a Progress,
     hello: Hello,
     geometry: Geometry,
     hasher: Hasher,
     record: Option<ReplicaRecord>,
-    target: Option<Target>,
     mode: Mode,
 }
 

@@ -10,6 +10,7 @@ mod raw {
     nix::ioctl_read_bad!(logical_block, nix::request_code_none!(0x12, 104), nix::libc::c_int);
     nix::ioctl_read_bad!(physical_block, nix::request_code_none!(0x12, 123), nix::libc::c_uint);
     nix::ioctl_read_bad!(read_only, nix::request_code_none!(0x12, 94), nix::libc::c_int);
+    nix::ioctl_write_ptr_bad!(set_read_only, nix::request_code_none!(0x12, 93), nix::libc::c_int);
 }
 
 /// Bytes of a block device (BLKGETSIZE64).
@@ -42,6 +43,14 @@ pub(crate) fn is_read_only(file: &File) -> io::Result<bool> {
     // SAFETY: the descriptor is open for as long as `file` is borrowed; the kernel writes one int into a local.
     unsafe { raw::read_only(file.as_raw_fd(), &mut flag)? };
     Ok(flag != 0)
+}
+
+/// Makes a block device refuse writes, or take them again (BLKROSET).
+pub(crate) fn set_read_only(file: &File, read_only: bool) -> io::Result<()> {
+    let flag = nix::libc::c_int::from(read_only);
+    // SAFETY: the descriptor is open for as long as `file` is borrowed; the kernel reads one int from a local.
+    unsafe { raw::set_read_only(file.as_raw_fd(), &flag)? };
+    Ok(())
 }
 
 /// What O_DIRECT asks of addresses and offsets.

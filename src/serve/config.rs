@@ -107,6 +107,9 @@ pub struct ReplicaEntry {
     /// How increments reach the device.
     #[serde(default)]
     pub apply: Apply,
+    /// The device refuses writes between sessions.
+    #[serde(default)]
+    pub readonly: bool,
 }
 
 /// The device of a replica.
@@ -288,7 +291,13 @@ impl ReceiverConfig {
                 replica.name
             )
         };
-        self.replicas.iter().filter(unstable).map(word).chain(self.replicas.iter().filter(direct).map(torn)).collect()
+        let open = |replica: &&ReplicaEntry| replica.readonly && replica.device.is_made();
+        let moot = |replica: &ReplicaEntry| {
+            format!("replica \"{}\": readonly does nothing for an image file: only block devices refuse writes", replica.name)
+        };
+        let all = &self.replicas;
+        let words = all.iter().filter(unstable).map(word).chain(all.iter().filter(direct).map(torn));
+        words.chain(all.iter().filter(open).map(moot)).collect()
     }
 
     /// The same for those who make journals.
@@ -360,6 +369,14 @@ mod tests {
         let text = "[[replica]]\nname = \"x\"\ndevice = { path = \"/dev/sdb\" }\n";
         let warnings = ReceiverConfig::parse(text, "x").unwrap().warnings();
         assert!(warnings[0].contains("/dev/disk/by-id"), "{warnings:?}");
+    }
+
+    #[test]
+    fn readonly_on_an_image_file_gets_a_warning() {
+        let text = |device: &str| format!("[[replica]]\nname = \"x\"\ndevice = {{ {device} }}\nreadonly = true\n");
+        let warnings = |device: &str| ReceiverConfig::parse(&text(device), "x").unwrap().warnings();
+        assert_eq!(warnings("lv = \"vg/x\""), Vec::<String>::new());
+        assert!(warnings("file = \"/srv/x.img\"")[0].contains("does nothing for an image file"));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::pairing;
 use super::refusals::Refusals;
 use super::served::{Busy, Client, Served};
 use super::sessions::{Connection, Sessions};
-use crate::attempt::{self, HostReplicas, find_replica};
+use crate::attempt::{self, HostReplicas, find_replica, guard_replica};
 use crate::error::{Context, Error, Kind, Result};
 use crate::limits::{PAIRINGS_MAX, REVOKE_CHECK, STOP_POLL};
 use crate::log;
@@ -261,6 +261,19 @@ fn recover_all(config: &ReceiverConfig, state: &StateDir, choice: Choice) {
             log::error(format!("recover replica {}: {}", replica.name, error.chain()));
         }
     }
+    guard_all(config, state, choice);
+}
+
+/// Makes devices refuse writes that do so between sessions: a reboot forgets it, and so does a receiver that was killed.
+fn guard_all(config: &ReceiverConfig, state: &StateDir, choice: Choice) {
+    for replica in config.replicas.iter().filter(|replica| replica.readonly) {
+        let path = replica.device.path();
+        if path.exists()
+            && let Err(error) = guard_replica(state, &path, choice)
+        {
+            log::warning(format!("replica {}: {}", replica.name, error.chain()));
+        }
+    }
 }
 
 impl Shared {
@@ -283,6 +296,8 @@ impl Shared {
                     log::warning("listen and state_dir change with a restart, not with a reload");
                 }
                 *config = Arc::new(new);
+                drop(config);
+                guard_all(&self.config(), &self.state, self.choice);
                 log::info("configuration reloaded");
             }
             Err(error) => log::error(format!("the configuration stays as it was: {}", error.chain())),

@@ -135,7 +135,7 @@ impl Replicas for Served {
                 format!("the relationship {} is that of another replica than {name}", hello.relationship),
             ));
         }
-        self.host.apply(entry.apply);
+        self.host.treat(entry.apply, entry.readonly);
         let site = self.host.find(&Hello { target: path.display().to_string(), ..hello.clone() })?;
         Ok(Box::new(ServedSite { site, _taken: taken }))
     }

@@ -61,6 +61,8 @@ impl Loop {
 
 impl Drop for Loop {
     fn drop(&mut self) {
+        // The flag outlives the file that was attached: whoever gets this device next would find it read-only.
+        let _ = Command::new("blockdev").arg("--setrw").arg(&self.0).status();
         let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
     }
 }
