@@ -358,6 +358,32 @@ stories! {
     }, later None;
 }
 
+/// The image file is made before its record. A crash in between left a file that nobody knew of, and a source that
+/// had grown by then was told to grow it first.
+#[test]
+fn a_crash_before_the_first_record_is_in_nobodys_way() {
+    hurry();
+    let before = Pair::new(content(VOLUME, 520), EXTENT as u32, Algorithm::Xxh3).settle();
+    let mut orphans = 0;
+    for operation in 0..24 {
+        let died = before.fork();
+        died.replica.die_at(operation);
+        died.run(&Plan::default());
+        for seed in first_seed()..first_seed() + 20 {
+            let place = format!("power cut at the replica before operation {operation}");
+            let _lot = Lot { test: "a_crash_before_the_first_record_is_in_nobodys_way", seed, place };
+            let after = Pair { source: died.source.settle(), replica: died.replica.crash(&mut Random(seed << 8 | operation)) };
+            if after.replica_record().is_some() {
+                continue;
+            }
+            orphans += u32::from(after.device().is_some_and(|device| !device.is_empty()));
+            after.write_volume(content(VOLUME + 5 * EXTENT, 521));
+            finish(&after);
+        }
+    }
+    assert!(orphans > 0, "no crash left a file without a record");
+}
+
 // ---------------------------------------------------------------------------------------------
 // The wire: cut, and lied on
 

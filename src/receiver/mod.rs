@@ -102,14 +102,22 @@ impl<'a> Session<'a> {
 
     fn run(mut self) -> Result<Received> {
         let mut disk = self.site.open_disk(self.mode != Mode::Nothing)?;
-        if let Some(disk) = &mut disk
-            && self.mode == Mode::Direct
-            && self.record.is_none()
-            && disk.bytes() == 0
+        if self.record.is_none()
+            && let Some(found) = &mut disk
+            && found.bytes() < self.geometry.volume_bytes()
+            && found.data_range(0)?.is_none()
         {
-            // A crash while the image file was made leaves it empty: it is made now.
-            disk.resize(self.geometry.volume_bytes())?;
-            crate::disk::flush(&mut **disk)?;
+            // An image file that is one hole, too small, and has no record: a crash left it, which came after the
+            // file was made, for a volume of another size maybe, and before anybody was told of it.
+            match self.hello.purpose {
+                Purpose::Replicate => {
+                    found.resize(self.geometry.volume_bytes())?;
+                    crate::disk::flush(&mut **found)?;
+                }
+                // It is as good as absent: a run would make it as large as it has to be.
+                Purpose::Plan => disk = None,
+                Purpose::Verify => {}
+            }
         }
         self.target = disk.map(|disk| Target::new(disk, self.geometry)).transpose()?;
         if self.hello.purpose == Purpose::Verify {
