@@ -126,11 +126,15 @@ pub const HOOK_STOP_GRACE: Duration = Duration::from_secs(5);
 /// Of what a hook prints, so much is kept for the message of its failure.
 pub const HOOK_OUTPUT_BYTES: usize = 4096;
 /// Time limit for one notification on one way: a run must not wait long for a pager.
-pub const NOTIFY_TIMEOUT: Duration = Duration::from_secs(30);
+pub const NOTIFY_TIMEOUT: Duration = Duration::from_secs(15);
 /// Times in a row that the same event of a job is told at once; later ones are told once in [`NOTIFY_AGAIN`].
 pub const NOTIFY_AT_ONCE: u64 = 3;
 /// How often an event is told that goes on.
 pub const NOTIFY_AGAIN: Duration = Duration::from_secs(24 * 60 * 60);
+/// How often a replica that stays too far behind counts as an event: it is looked at every minute.
+pub const NOTIFY_LAG_PAUSE: Duration = Duration::from_secs(60 * 60);
+/// Of what a web server answers, so much is read: for the reason of a refusal.
+pub const NOTIFY_ANSWER_BYTES: u64 = 2000;
 /// Longest text of a notification: pagers cut it anyway, and it is kept in the job's book until it is delivered.
 pub const NOTIFY_TEXT_BYTES: usize = 2000;
 /// Notifications of a job that wait for a way that fails; the oldest go first.

@@ -9,12 +9,15 @@
 //! All of it is replaced as a whole and may be lost: a lost book costs a run at once, a lost `current.json` a
 //! snapshot that finds nothing changed. What is replicated up to where is the record's word alone (src/state).
 
+use super::config::Occasion;
+use super::notify::{Told, Untold};
 use super::outcome::Failure;
 use crate::error::{Context, Error, Kind, Result};
 use crate::limits::CHANGE_LOCK_TIMEOUT;
 use crate::state::{Files, HostFiles, Lock, Side, StateDir};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use uuid::Uuid;
 
@@ -58,6 +61,12 @@ pub struct JobBook {
     /// Rounds of scheduled verification.
     #[serde(default)]
     pub verify: VerifyBook,
+    /// How often each event came since it was last over.
+    #[serde(default)]
+    pub told: BTreeMap<Occasion, Told>,
+    /// What is to be told and has not been.
+    #[serde(default)]
+    pub untold: Vec<Untold>,
 }
 
 /// A run that is under way.
@@ -125,6 +134,9 @@ pub struct VerifyBook {
     pub whole_ms: Option<u64>,
     /// What the last one ended with, where it failed; exit code 7 where it found differences.
     pub failure: Option<Failure>,
+    /// A difference was found, and since then no round has compared all of it without one.
+    #[serde(default)]
+    pub differed: bool,
 }
 
 /// What is known of a pair beyond its record: how current the replica is while its source is idle.

@@ -8,4 +8,5 @@ pub mod config;
 pub mod health;
 pub mod hooks;
 pub mod metrics;
+pub mod notify;
 pub mod outcome;

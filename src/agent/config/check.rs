@@ -1,6 +1,6 @@
 //! What the types of agent.toml do not say: names that are found, pairs that are one job's alone.
 
-use super::typed::{AgentFile, JobEntry};
+use super::typed::{AgentFile, JobEntry, NotifyEntry};
 use crate::limits::STALL_TIMEOUT_MIN;
 use crate::settings::check_name;
 use std::collections::BTreeSet;
@@ -63,10 +63,31 @@ fn check_job(job: &JobEntry) -> Result<(), String> {
     if job.hooks.iter().any(|hook| hook.run.is_empty()) {
         return Err("a hook runs nothing".to_owned());
     }
+    job.notify.iter().try_for_each(check_notify)?;
     if let Some(retry) = &job.retry
         && (retry.initial.0.is_zero() || retry.max < retry.initial || !(0.0..=1.0).contains(&retry.jitter))
     {
         return Err("retry: initial is more than zero, max no less, jitter from 0 to 1".to_owned());
     }
     Ok(())
+}
+
+fn check_notify(entry: &NotifyEntry) -> Result<(), String> {
+    if entry.on.is_empty() {
+        return Err("notify: on names nothing".to_owned());
+    }
+    match (&entry.exec, &entry.webhook, &entry.mail) {
+        (Some(exec), None, None) if exec.is_empty() => Err("notify: exec runs nothing".to_owned()),
+        (Some(_), None, None) => Ok(()),
+        (None, Some(url), None) => match url.parse::<ureq::http::Uri>() {
+            Ok(uri) if matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some() => Ok(()),
+            _ => Err("notify: webhook is an address that begins with https:// or http://".to_owned()),
+        },
+        // What follows a line break would be a header of the mail.
+        (None, None, Some(address)) if address.is_empty() || address.chars().any(char::is_control) => {
+            Err("notify: mail is an address, or a name that the local mail server knows".to_owned())
+        }
+        (None, None, Some(_)) => Ok(()),
+        _ => Err("notify: one of exec, webhook and mail says how".to_owned()),
+    }
 }

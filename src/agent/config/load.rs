@@ -236,6 +236,11 @@ mod tests {
         assert!(said("to = \"06:00\"", "to = \"26:00\"").contains("is no time of day"));
         assert!(said("limit = \"20MiB/s\"", "limit = \"20MiB\"").contains("is no rate"));
         assert!(said("stall_timeout = \"2min\"", "stall_timeout = \"2s\"").contains("job \"db\": stall_timeout must be 5 s at least"));
+        assert!(said("\"lag-critical\"", "\"lag-critcal\"").contains("did you mean `lag-critical`?"));
+        let page = "exec = [\"/usr/local/bin/page\"]";
+        assert!(said(page, "webhook = \"chat.example/x\"").contains("job \"db\": notify: webhook is an address"));
+        assert!(said(page, "mail = \"root\\nBcc: all\"").contains("job \"db\": notify: mail is an address"));
+        assert!(said(page, "mail = \"root\"\nexec = [\"x\"]").contains("one of exec, webhook and mail"));
         let twice = LEAST.replace("name = \"db\"", "name = \"db\"\nevery = \"1h\"\ncron = \"0 * * * *\"");
         assert!(one(&twice).unwrap_err().chain().contains("only one of"));
         let two_ways = LEAST.replace("address = \"dr1.example\"", "address = \"dr1.example\"\nssh = \"x\"");

@@ -11,8 +11,8 @@ pub use job::{Job, Receiver, Retry, Snapshotting, Trigger, Verify, Volume, Way};
 pub use load::{AgentConfig, complete};
 pub use span::Span;
 pub use typed::{
-    AgentFile, Defaults, HookEntry, JobEntry, Metrics, NotifyEntry, OnError, OnOverflow, ReceiverEntry, RetryEntry, SnapshotEntry,
-    SnapshotWhen, VerifyEntry, VolumeEntry,
+    AgentFile, Defaults, HookEntry, JobEntry, Metrics, NotifyEntry, Occasion, OnError, OnOverflow, ReceiverEntry, RetryEntry,
+    SnapshotEntry, SnapshotWhen, VerifyEntry, VolumeEntry,
 };
 
 /// Where it lies unless `--config` says otherwise; `conf.d/*.toml` beside it is merged.

@@ -299,12 +299,28 @@ pub struct VerifyEntry {
     pub slice: Option<String>,
 }
 
-/// Whom to tell of what.
+/// What somebody may want to be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Occasion {
+    /// A run failed, and is tried again by itself.
+    Failed,
+    /// What had been told is over.
+    Recovered,
+    /// A replica is further behind than twice the job's `rpo`.
+    LagCritical,
+    /// A verification found differences.
+    VerifyMismatch,
+    /// Nothing helps but somebody who decides or repairs something.
+    OperatorNeeded,
+}
+
+/// Whom to tell of what: one of `exec`, `webhook` and `mail`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NotifyEntry {
     /// Of what.
-    pub on: Vec<String>,
+    pub on: Vec<Occasion>,
     /// A program and its arguments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exec: Option<Vec<String>>,
