@@ -11,7 +11,7 @@
 //! | 3 | [`sender`], [`receiver`] | one snapshot in, one delta out; one delta in, one generation out |
 //! | 2 | [`disk`], [`transport`], [`lvm`], [`state`] | a device, a stream, a snapshot, what we remember |
 //! | 1 | [`format`](mod@format), [`ring`], [`schedule`], [`program`] | what bytes mean; asking the kernel to move them; when; other programs |
-//! | 0 | [`error`], [`limits`], [`extent`], [`digest`], [`identity`], [`pin`], [`progress`], [`failpoint`], [`settings`], [`log`] | words |
+//! | 0 | [`error`], [`limits`], [`extent`], [`digest`], [`identity`], [`pin`], [`progress`], [`failpoint`], [`settings`], [`log`], [`part`] | words |
 //!
 //! The data goes one way:
 //! reader → hasher → comparer → compressor → framer → transport → deframer → journal → applier → committer.
@@ -32,6 +32,7 @@ pub mod identity;
 pub mod limits;
 pub mod log;
 pub mod lvm;
+pub mod part;
 pub mod pin;
 pub mod program;
 pub mod progress;

@@ -61,6 +61,12 @@ pub const NEED_EXTENTS_MAX: usize = 16 << 10;
 /// Times the receiver asks for extents again before it gives the session up.
 pub const NEED_ROUNDS_MAX: u32 = 4;
 
+/// Ranges of extents of one Part frame: 64 KiB.
+pub const PART_RANGES_MAX: usize = 4096;
+/// Ranges of extents that one look may ask for, in several frames: 1 MiB of memory at the receiver. A sample of so many
+/// extents finds a difference in one of ten thousand with certainty.
+pub const SAMPLE_RANGES_MAX: usize = 65536;
+
 /// Bytes of one outgoing or incoming transport buffer: one largest frame must fit.
 pub const TRANSPORT_BUFFER_BYTES: usize = 1 << 20;
 /// Outgoing buffers on their way before the sender has to wait.

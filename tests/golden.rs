@@ -241,6 +241,16 @@ fn stream_version_2_is_what_it_was() {
     assert_eq!(stream::agree("blockferry 0.1.0 stream 1-2").unwrap(), 2);
 }
 
+/// Version 3 is version 2 and one frame more.
+#[test]
+fn stream_version_3_is_what_it_was() {
+    let part = Message::Part(vec![2..3, 0x0102..0x0105]);
+    let now = [(name_of(&stream::encode(&part)), stream::encode(&part))];
+    let golden = golden("stream-v3.hex", "stream version 3: the frame that version 2 has not, docs/format/stream.md", &now);
+    assert!(matches!(read(&golden[0].1).1, Frame::Message(back) if back == part));
+    assert_eq!(stream::agree("blockferry 0.1.0 stream 1-3").unwrap(), 3);
+}
+
 #[test]
 fn the_greeting_of_version_1_is_still_understood() {
     assert_eq!(stream::agree("blockferry 0.1.0 stream 1-1").unwrap(), 1);

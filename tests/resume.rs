@@ -259,7 +259,14 @@ impl Pair {
     fn send(&mut self, transport: Rough, progress: &Progress) -> Result<Outcome> {
         let files = HostFiles::new(&self.folder.path().join("sender"));
         let mut source = RawDisk::open(&self.folder.path().join("source"), Access::Read, Choice::Auto)?;
-        let order = Order { purpose: Purpose::Replicate, compress: Compress::None, overwrite: false, resync: false, source_time_ms: 1 };
+        let order = Order {
+            purpose: Purpose::Replicate,
+            compress: Compress::None,
+            overwrite: false,
+            resync: false,
+            source_time_ms: 1,
+            part: Default::default(),
+        };
         let mut pass = Pass {
             source: &mut source,
             files: &files,

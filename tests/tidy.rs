@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// The rooms by floor, as in `src/lib.rs`. A new room gets its floor there and here.
 const FLOORS: [&[&str]; 7] = [
-    &["error", "limits", "extent", "digest", "identity", "pin", "progress", "failpoint", "settings", "log"],
+    &["error", "limits", "extent", "digest", "identity", "pin", "progress", "failpoint", "settings", "log", "part"],
     &["format", "ring", "schedule", "program"],
     &["disk", "transport", "lvm", "state"],
     &["sender", "receiver"],

@@ -7,6 +7,7 @@ use crate::digest::Algorithm;
 use crate::disk::identity;
 use crate::error::{Error, Kind, Result};
 use crate::format::stream::Purpose;
+use crate::part::Part;
 use crate::pin::Pin;
 use crate::progress::Progress;
 use crate::ring::Choice;
@@ -48,6 +49,8 @@ pub struct Errand {
     pub remote: Remote,
     /// The key of the receiver daemon, where it was typed.
     pub pin: Option<Pin>,
+    /// Which extents a verification looks at.
+    pub part: Part,
 }
 
 /// One errand on its way.
@@ -74,6 +77,7 @@ impl Errand {
             algorithm: None,
             remote,
             pin: None,
+            part: Part::Full,
         }
     }
 
@@ -83,7 +87,7 @@ impl Errand {
             Place::Local(_) => Compress::None,
             Place::Remote { .. } | Place::Receiver { .. } => Compress::Auto,
         });
-        Order { purpose: self.purpose, compress, overwrite: self.overwrite, resync: self.resync, source_time_ms: taken_ms }
+        Order { purpose: self.purpose, compress, overwrite: self.overwrite, resync: self.resync, source_time_ms: taken_ms, part: self.part }
     }
 
     pub(super) fn wishes(&self) -> Wishes {

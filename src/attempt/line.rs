@@ -7,14 +7,14 @@
 //! | here | `blockferry://…` | this thread | the daemon there |
 //! | there | here | `blockferry sender --stdio` there | this thread |
 
-use super::delivery::{Delivery, Errand, Host, Pair};
+use super::delivery::{Delivery, Errand, Host, Pair, known};
 use super::link::stall_argument;
 use super::place::{Place, absolute};
 use super::reading::{Origin, Snapshots, When};
 use super::replicas::HostReplicas;
 use super::replicate::{Half, Opened, Report};
 use super::sources::passing_record;
-use super::way::carry;
+use super::way::{carry, carry_scrub};
 use crate::digest::Algorithm;
 use crate::error::{Context, Error, Kind, Result};
 use crate::format::stream::{Counts, Mode, Purpose};
@@ -23,7 +23,7 @@ use crate::progress::Progress;
 use crate::receiver;
 use crate::ring::Choice;
 use crate::sender::{self, Compress, Outcome, Pass};
-use crate::state::{HostFiles, Lock};
+use crate::state::{HostFiles, Lock, Side, SourceRecord};
 use crate::transport::stream::Stream;
 use crate::transport::{Terms, Wire};
 use std::ops::Range;
@@ -75,6 +75,23 @@ pub fn verify(job: &Job, here: &Progress, there: &Progress, on_difference: &mut 
     let errand = Errand { purpose: Purpose::Verify, compress: Some(Compress::None), ..job.errand.clone() };
     let delivery = Delivery { errand, here, there };
     in_passing(job, &origin, &pair.target, &delivery, |pass| carry(&job.host, &delivery, pass), on_difference)
+}
+
+/// Compares the replica with what was replicated to it, by the digests of the last generation that lie here: neither is
+/// the source read nor a snapshot made, and what is written to the source meanwhile is no difference.
+pub fn scrub(host: &Host, source: &Path, delivery: &Delivery<'_>, on_difference: &mut OnDifference<'_>) -> Result<Report> {
+    let target = &delivery.errand.target;
+    let never =
+        || Error::new(Kind::Failed, format!("{} was never replicated to {target}: there is nothing to compare with", source.display()));
+    let found = known(&host.state, source, target)?.filter(|record| record.generation > 0).ok_or_else(never)?;
+    let files = host.state.files(Side::Sources, &found.relationship)?;
+    let _lock = Lock::take(files.folder(), &format!("the pair {} → {target}", source.display()))?;
+    // Read again under the lock: a run may have moved the cursor meanwhile.
+    let record = SourceRecord::load(&files)?.ok_or_else(never)?;
+    let pair = Pair::of(&host.state, &record.source.path, target)?;
+    let part = delivery.errand.part;
+    let mut scrub = sender::Scrub { files: &files, record: &record, target: &pair.target, part, progress: delivery.here, on_difference };
+    carry_scrub(host, delivery, &mut scrub).map(Report::from)
 }
 
 /// Makes the snapshot and runs a pass with it.

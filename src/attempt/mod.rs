@@ -14,7 +14,7 @@ mod sources;
 mod way;
 
 pub use delivery::{Delivery, Errand, Host, changed_bytes, known, label};
-pub use line::{Job, clone, excuse, serve_sender, stdio, verify};
+pub use line::{Job, clone, excuse, scrub, serve_sender, stdio, verify};
 pub use link::Remote;
 pub use place::Place;
 pub use reading::{Origin, Reading, Snapshots, When, will_snapshot};

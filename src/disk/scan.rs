@@ -61,6 +61,9 @@ pub struct Scan<'a> {
     pool: Pool,
     /// Position up to which reads are submitted.
     at: u64,
+    /// Where the part that is read now ends, and the parts behind it, last first.
+    part_end: u64,
+    parts: Vec<Range<u64>>,
     /// Data from `at` on that is known to be no hole.
     data_end: u64,
     slots: VecDeque<Slot>,
@@ -72,8 +75,27 @@ pub struct Scan<'a> {
 impl<'a> Scan<'a> {
     /// A scan of the whole volume.
     pub fn new(disk: &'a mut dyn Disk, geometry: Geometry) -> Result<Scan<'a>> {
+        let all = 0..geometry.extents();
+        Scan::of(disk, geometry, std::slice::from_ref(&all))
+    }
+
+    /// A scan of these ranges of extents, which ascend and lie on the volume.
+    pub fn of(disk: &'a mut dyn Disk, geometry: Geometry, extents: &[Range<u64>]) -> Result<Scan<'a>> {
+        let parts = extents.iter().rev().map(|range| geometry.bytes_range(range.clone())).collect();
         let pool = Pool::new(READ_DEPTH + READ_SPARE, geometry.chunk_bytes()).context(Kind::Failed, || "allocate read buffers")?;
-        Ok(Scan { disk, geometry, pool, at: 0, data_end: 0, slots: VecDeque::new(), reading: 0, first_token: 0, read_bytes: 0 })
+        Ok(Scan {
+            disk,
+            geometry,
+            pool,
+            at: 0,
+            part_end: 0,
+            parts,
+            data_end: 0,
+            slots: VecDeque::new(),
+            reading: 0,
+            first_token: 0,
+            read_bytes: 0,
+        })
     }
 
     /// Bytes read so far; holes do not count.
@@ -103,12 +125,17 @@ impl<'a> Scan<'a> {
 
     /// Submits reads up to the depth: before the caller looks at a chunk, the next is on its way.
     fn read_ahead(&mut self) -> Result<()> {
-        while self.reading < READ_DEPTH && self.at < self.geometry.volume_bytes() {
+        while self.reading < READ_DEPTH {
+            if self.at >= self.part_end {
+                let Some(part) = self.parts.pop() else { break };
+                (self.at, self.part_end, self.data_end) = (part.start, part.end, 0);
+            }
             if self.at >= self.data_end && self.skip_hole()? {
                 continue;
             }
             let Some(buffer) = self.pool.take() else { break };
-            let bytes = (self.data_end - self.at).min(self.geometry.chunk_bytes() as u64) as usize;
+            let end = self.data_end.min(self.part_end);
+            let bytes = (end - self.at).min(self.geometry.chunk_bytes() as u64) as usize;
             let token = self.first_token + self.slots.len() as u64;
             let run = Run { at: 0, offset: self.at, bytes };
             self.disk.submit(Request { token, action: Action::Read(buffer, vec![run]) })?;
@@ -123,7 +150,7 @@ impl<'a> Scan<'a> {
     fn skip_hole(&mut self) -> Result<bool> {
         let volume_bytes = self.geometry.volume_bytes();
         let data = self.disk.data_range(self.at)?.unwrap_or(volume_bytes..volume_bytes);
-        let hole = self.geometry.extents_within(self.at..data.start.min(volume_bytes));
+        let hole = self.geometry.extents_within(self.at..data.start.min(self.part_end));
         let hole_bytes = self.geometry.bytes_range(hole.clone());
         self.data_end = self.geometry.bytes_range(self.geometry.extents_touching(self.at..data.end.max(self.at + 1))).end;
         if hole.is_empty() {
@@ -191,5 +218,31 @@ mod tests {
             }
             assert_eq!(at, bytes as u64);
         }
+    }
+
+    #[test]
+    fn parts_are_read_and_nothing_between_them() {
+        let content: Vec<u8> = (0..40 * 65536 + 512).map(|at| if (10..20).contains(&(at / 65536)) { 0 } else { 7 }).collect();
+        let geometry = Geometry::new(content.len() as u64, 65536).unwrap();
+        let wanted = [0..1, 3..21, 25..26, 39..41];
+        let mut disk = RamDisk::new("ram", content.clone());
+        let mut scan = Scan::of(&mut disk, geometry, &wanted).unwrap();
+        let mut seen: Vec<u64> = Vec::new();
+        while let Some(piece) = scan.next_piece().unwrap() {
+            match piece {
+                Piece::Hole(extents) => {
+                    let range = geometry.bytes_range(extents.clone());
+                    assert!(content[range.start as usize..range.end as usize].iter().all(|byte| *byte == 0));
+                    seen.extend(extents);
+                }
+                Piece::Chunk(chunk) => {
+                    let at = chunk.offset as usize;
+                    assert_eq!(chunk.data(), &content[at..at + chunk.bytes]);
+                    seen.extend(geometry.extents_touching(chunk.offset..chunk.offset + chunk.bytes as u64));
+                    scan.recycle(chunk);
+                }
+            }
+        }
+        assert_eq!(seen, wanted.into_iter().flatten().collect::<Vec<u64>>());
     }
 }

@@ -1,4 +1,4 @@
-//! The stream, versions 1 and 2: the frames that travel on the wire and lie in the journal
+//! The stream, versions 1 to 3: the frames that travel on the wire and lie in the journal
 //! (docs/format/stream.md).
 //!
 //! A greeting line, then frames: a 32-byte header with its own CRC, then a body. The header's
@@ -16,7 +16,10 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Oldest and newest stream version this program speaks.
-pub const VERSIONS: std::ops::RangeInclusive<u16> = 1..=2;
+pub const VERSIONS: std::ops::RangeInclusive<u16> = 1..=3;
+
+/// The first version that knows Part frames.
+pub const PARTS_SINCE: u16 = 3;
 
 const MAGIC: [u8; 4] = *b"BFfr";
 /// Bytes of a frame's header.
@@ -60,12 +63,14 @@ pub enum FrameKind {
     Seal = 15,
     /// Either way, from version 2 on: I am at work, and this much of it is done.
     Pulse = 16,
+    /// Sender → receiver, from version 3 on: the next Survey is about these extents alone.
+    Part = 17,
 }
 
 impl FrameKind {
     fn from_wire(code: u16) -> Option<FrameKind> {
         use FrameKind::*;
-        [Hello, Welcome, Refuse, Survey, Have, HaveEnd, Begin, Data, Zero, Mark, End, Need, Ack, Abort, Seal, Pulse]
+        [Hello, Welcome, Refuse, Survey, Have, HaveEnd, Begin, Data, Zero, Mark, End, Need, Ack, Abort, Seal, Pulse, Part]
             .into_iter()
             .find(|kind| *kind as u16 == code)
     }
@@ -662,6 +667,8 @@ pub enum Message {
     Seal(Seal),
     /// Work done so far, in bytes of whatever it is about; only growth means anything.
     Pulse(u64),
+    /// The next Survey is about these ranges of extents and those of the Part frames before: ascending, none empty.
+    Part(Vec<Range<u64>>),
 }
 
 impl Message {
@@ -725,6 +732,13 @@ impl Message {
                 w.u64(*work);
                 FrameKind::Pulse
             }
+            Message::Part(ranges) => {
+                w.u32(ranges.len() as u32);
+                ranges.iter().for_each(|range| {
+                    w.u64(range.start).u64(range.end - range.start);
+                });
+                FrameKind::Part
+            }
         };
         (kind, w.finish())
     }
@@ -766,6 +780,19 @@ impl Message {
                     return Err(Error::malformed("malformed Need frame: it asks for too many extents"));
                 }
                 Message::Need((0..count).map(|_| r.u64()).collect::<Result<_>>()?)
+            }
+            FrameKind::Part => {
+                let count = r.u32()? as usize;
+                if count > PART_RANGES_MAX {
+                    return Err(Error::malformed("malformed Part frame: it has too many ranges"));
+                }
+                let mut ranges = Vec::with_capacity(count);
+                for _ in 0..count {
+                    let (first, extents) = (r.u64()?, r.u64()?);
+                    let end = first.checked_add(extents).filter(|_| extents > 0);
+                    ranges.push(first..end.ok_or_else(|| Error::malformed("malformed Part frame: a range is empty or has no end"))?);
+                }
+                Message::Part(ranges)
             }
             FrameKind::Ack => {
                 Message::Ack(Ack { generation: r.u64()?, root: r.digest()?, healed_extents: r.u64()?, written_bytes: r.u64()? })
@@ -934,10 +961,20 @@ mod tests {
             Message::Abort(refusal),
             Message::Seal(Seal { generation: 1, root: Digest([1; 16]), frames: 2, chain: 3, source_time_ms: 4 }),
             Message::Pulse(5),
+            Message::Part(vec![0..1, 7..9]),
         ];
         for message in all {
             let bytes = encode(&message);
             assert!(matches!(read(&bytes).unwrap(), Frame::Message(back) if back == message), "{message:?}");
+        }
+    }
+
+    #[test]
+    fn a_part_without_extents_or_without_an_end_is_refused() {
+        for (first, extents) in [(3u64, 0u64), (u64::MAX, 2)] {
+            let mut w = Writer::default();
+            w.u32(1).u64(first).u64(extents);
+            assert!(Message::decode(FrameKind::Part, &w.finish()).is_err(), "{first} {extents}");
         }
     }
 
@@ -987,11 +1024,12 @@ mod tests {
 
     #[test]
     fn versions_agree_on_the_highest_in_common() {
-        assert_eq!(agree(greeting().trim_end()).unwrap(), 2);
-        assert_eq!(agree("blockferry 9.0 stream 1-7").unwrap(), 2);
+        assert_eq!(agree(greeting().trim_end()).unwrap(), 3);
+        assert_eq!(agree("blockferry 9.0 stream 1-7").unwrap(), 3);
+        assert_eq!(agree("blockferry 0.1.0 stream 1-2").unwrap(), 2);
         assert_eq!(agree("blockferry 0.1.0 stream 1-1").unwrap(), 1);
         let refusal = agree("blockferry 9.0 stream 5-7").unwrap_err();
-        assert!(refusal.to_string().contains("5 to 7") && refusal.to_string().contains("1 to 2"));
+        assert!(refusal.to_string().contains("5 to 7") && refusal.to_string().contains("1 to 3"));
         assert!(agree("Welcome to host!").unwrap_err().to_string().contains("Welcome to host!"));
     }
 }

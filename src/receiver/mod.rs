@@ -136,7 +136,7 @@ impl<'a> Session<'a> {
         Received { ack, end, source: self.hello.source.clone() }
     }
 
-    /// Hashes the device and lists everything; keeps nothing.
+    /// Hashes the device, or the parts of it that are asked for, and lists what it holds; keeps nothing.
     fn verify(&mut self) -> Result<Received> {
         let name = self.site.name().to_owned();
         let target = self.target.as_mut().ok_or_else(|| Error::new(Kind::Refused, format!("{name} does not exist")))?;
@@ -150,9 +150,17 @@ impl<'a> Session<'a> {
         };
         self.wire.say(&Message::Welcome(welcome))?;
         self.wire.say(&Message::HaveEnd)?;
-        match self.wire.hear()? {
-            Message::Survey => survey::list_device(self.wire, target, self.geometry, &self.hasher, self.progress)?,
-            _ => return Err(Error::malformed("the sender did not ask for the digests it wants to verify")),
+        let mut parts = None;
+        loop {
+            match self.wire.hear()? {
+                Message::Part(ranges) => survey::add_parts(parts.get_or_insert_default(), ranges, &self.geometry)?,
+                Message::Survey => break,
+                _ => return Err(Error::malformed("the sender did not ask for the digests it wants to verify")),
+            }
+        }
+        match parts {
+            None => survey::list_device(self.wire, target, self.geometry, &self.hasher, self.progress)?,
+            Some(parts) => survey::list_parts(self.wire, target, self.geometry, &self.hasher, &parts, self.progress)?,
         }
         self.wire.flush()?;
         // The sender compares now; it closes when it is done.

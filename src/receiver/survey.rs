@@ -8,10 +8,11 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::extent::{ExtentIndex, Geometry};
 use crate::format::manifest::{PAGE_UNKNOWN, PAGE_ZERO, write_entry};
 use crate::format::stream::{Have, Message};
-use crate::limits::{HAVE_ENTRIES_MAX, PAGE_EXTENTS, SAMPLE_EXTENTS, SEED_SAMPLES};
+use crate::limits::{HAVE_ENTRIES_MAX, PAGE_EXTENTS, SAMPLE_EXTENTS, SAMPLE_RANGES_MAX, SEED_SAMPLES};
 use crate::progress::{Progress, Witness};
 use crate::state::manifest::{Draft, Manifest};
 use crate::transport::Wire;
+use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// What is told each extent of a scanned device: its number, digest and blocks.
@@ -37,19 +38,35 @@ impl Scanned<'_> {
 
 /// Reads and hashes the whole device.
 pub fn hash_device(target: &mut Target, geometry: Geometry, hasher: &Hasher, progress: &Progress, sink: &mut Sink<'_>) -> Result<()> {
-    let mut scan = Scan::new(target.disk()?, geometry)?;
+    let all = 0..geometry.extents();
+    hash_parts(target, geometry, hasher, std::slice::from_ref(&all), progress, sink)
+}
+
+/// Reads and hashes these ranges of extents.
+fn hash_parts(
+    target: &mut Target,
+    geometry: Geometry,
+    hasher: &Hasher,
+    parts: &[Range<u64>],
+    progress: &Progress,
+    sink: &mut Sink<'_>,
+) -> Result<()> {
+    let mut scan = Scan::of(target.disk()?, geometry, parts)?;
     let mut blocks = Vec::new();
+    let mut done = 0;
     while let Some(piece) = scan.next_piece()? {
         if progress.stopped() {
             return Err(crate::transport::stream::interrupted());
         }
         match piece {
             Piece::Hole(extents) => {
-                progress.scanned_bytes.store(geometry.bytes_range(extents.clone()).end, Relaxed);
+                done += geometry.bytes_range(extents.clone()).end - geometry.bytes_range(extents.clone()).start;
+                progress.scanned_bytes.store(done, Relaxed);
                 sink(Scanned::Zeros(extents))?;
             }
             Piece::Chunk(chunk) => {
-                progress.scanned_bytes.store(chunk.offset + chunk.bytes as u64, Relaxed);
+                done += chunk.bytes as u64;
+                progress.scanned_bytes.store(done, Relaxed);
                 let first = chunk.offset / geometry.extent_bytes() as u64;
                 for (at, data) in chunk.data().chunks(geometry.extent_bytes()).enumerate() {
                     let digest = hasher.extent(data, &mut blocks);
@@ -82,17 +99,34 @@ pub fn draft_device(
 
 /// Hashes the device and lists every digest as it comes; nothing is remembered.
 pub fn list_device(wire: &mut Wire, target: &mut Target, geometry: Geometry, hasher: &Hasher, progress: &Progress) -> Result<()> {
+    let all = 0..geometry.extents();
+    list_parts(wire, target, geometry, hasher, std::slice::from_ref(&all), progress)
+}
+
+/// Hashes these ranges of extents and lists their digests as they come; nothing else is read.
+pub fn list_parts(
+    wire: &mut Wire,
+    target: &mut Target,
+    geometry: Geometry,
+    hasher: &Hasher,
+    parts: &[Range<u64>],
+    progress: &Progress,
+) -> Result<()> {
     let entry_bytes = 16 + 4 * geometry.blocks_per_extent();
     let per_frame = (crate::limits::PACK_BYTES / entry_bytes).clamp(1, HAVE_ENTRIES_MAX);
     let (mut first, mut entries) = (0, Vec::new());
     let mut entry = vec![0; entry_bytes];
-    hash_device(target, geometry, hasher, progress, &mut |scanned| match scanned {
+    hash_parts(target, geometry, hasher, parts, progress, &mut |scanned| match scanned {
         Scanned::Zeros(extents) => {
             list_entries(wire, first, entry_bytes, &mut entries)?;
             first = extents.end;
             wire.put(&Message::Zero { first: extents.start, count: extents.end - extents.start })
         }
         Scanned::Extent(extent, digest, blocks) => {
+            if extent.0 != first + (entries.len() / entry_bytes) as u64 {
+                // Another part: a frame is about neighbours.
+                list_entries(wire, first, entry_bytes, &mut entries)?;
+            }
             if entries.is_empty() {
                 first = extent.0;
             }
@@ -107,6 +141,20 @@ pub fn list_device(wire: &mut Wire, target: &mut Target, geometry: Geometry, has
     })?;
     list_entries(wire, first, entry_bytes, &mut entries)?;
     wire.say(&Message::HaveEnd)
+}
+
+/// Takes in what is asked for: ranges that ascend, also from frame to frame, and lie on the volume.
+pub fn add_parts(parts: &mut Vec<Range<u64>>, ranges: Vec<Range<u64>>, geometry: &Geometry) -> Result<()> {
+    if parts.len() + ranges.len() > SAMPLE_RANGES_MAX {
+        return Err(Error::malformed("the sender asks for too many parts"));
+    }
+    for range in ranges {
+        if parts.last().is_some_and(|last| range.start < last.end) || range.end > geometry.extents() {
+            return Err(Error::malformed("the sender asks for parts that do not ascend or do not lie on the volume"));
+        }
+        parts.push(range);
+    }
+    Ok(())
 }
 
 fn list_entries(wire: &mut Wire, first: u64, entry_bytes: usize, entries: &mut Vec<u8>) -> Result<()> {

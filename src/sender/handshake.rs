@@ -5,15 +5,18 @@ use super::Pass;
 use super::bookmark::HaveView;
 use crate::digest::{Digest, Hasher};
 use crate::disk::scan::Scan;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::extent::{ExtentIndex, Geometry};
 use crate::format::manifest::About;
-use crate::format::stream::{Baseline, Frame, Have, Hello, Message, Offer, Purpose, Welcome};
+use crate::format::stream::{Baseline, Frame, Have, Hello, Message, Offer, PARTS_SINCE, Purpose, Welcome};
+use crate::limits::PART_RANGES_MAX;
+use crate::part::bytes_of;
 use crate::progress::Phase;
 use crate::state::manifest::{self, Damage, Manifest};
 use crate::state::{Files, MANIFEST, SourceRecord};
 use crate::transport::Wire;
 use crate::transport::wire::unexpected;
+use std::ops::Range;
 
 /// Of the samples that are not zero, one in this many has to match before hashing the whole target is worth it.
 const SEED_PART: usize = 4;
@@ -32,24 +35,32 @@ pub struct Agreed {
     pub about: About,
     /// The generation that had been committed without our knowing.
     pub adopted: Option<u64>,
+    /// The extents that are looked at, where it is not all of them.
+    pub parts: Option<Vec<Range<u64>>>,
 }
 
 /// Greets, introduces and listens until it is known what the receiver holds.
 pub fn shake_hands(pass: &mut Pass<'_>, wire: &mut Wire, geometry: Geometry, hasher: &Hasher) -> Result<Agreed> {
-    wire.greet()?;
+    let version = wire.greet()?;
+    let parts = match pass.order.purpose {
+        Purpose::Verify => pass.order.part.ranges(&geometry),
+        Purpose::Replicate | Purpose::Plan => None,
+    };
     let about = about(pass.record, geometry);
     let base = match pass.record.generation {
         0 => None,
         generation => manifest::load(pass.files, generation, &pass.record.root, &geometry, hasher, Damage::Unknown)?,
     };
     let root = if base.is_some() { pass.record.root } else { Digest::UNKNOWN };
-    wire.say(&Message::Hello(Box::new(hello(pass, root))))?;
+    let hello =
+        Hello { overwrite: pass.order.overwrite, rehash: pass.order.resync, ..hello(pass.record, pass.target, pass.order.purpose, root) };
+    wire.say(&Message::Hello(Box::new(hello)))?;
     let Message::Welcome(welcome) = wire.hear()? else {
         return Err(Error::malformed("the receiver did not answer the greeting with a welcome"));
     };
 
     let have = HaveView::new(welcome.baseline, geometry, hasher);
-    let mut agreed = Agreed { uses_base: welcome.baseline == Baseline::Yours, welcome, have, base, about, adopted: None };
+    let mut agreed = Agreed { uses_base: welcome.baseline == Baseline::Yours, welcome, have, base, about, adopted: None, parts };
     // A dry run moves no cursor: the digests that the receiver lists tell it the same.
     if !agreed.uses_base && pass.order.purpose == Purpose::Replicate {
         adopt_unacknowledged(pass, &mut agreed, hasher)?;
@@ -73,11 +84,16 @@ pub fn shake_hands(pass: &mut Pass<'_>, wire: &mut Wire, geometry: Geometry, has
         Offer::Samples => seeded(pass, &geometry, hasher, &samples)?,
     };
     if survey {
-        pass.progress.enter(Phase::Survey, geometry.volume_bytes());
-        wire.say(&Message::Survey)?;
+        pass.progress.enter(Phase::Survey, agreed.parts.as_ref().map_or(geometry.volume_bytes(), |parts| bytes_of(parts, &geometry)));
+        ask(wire, version, agreed.parts.as_deref())?;
+        let mut listed = 0;
         let progress = pass.progress;
         hear_list(wire, pass.files, &mut agreed, &mut |agreed, have| {
-            let upto = geometry.bytes_range(0..have.first_extent.saturating_add(1).min(geometry.extents())).end;
+            let upto = match agreed.parts {
+                None => geometry.bytes_range(0..have.first_extent.saturating_add(1).min(geometry.extents())).end,
+                Some(_) => listed,
+            };
+            listed += (have.entries.len() / have.entry_bytes * geometry.extent_bytes()) as u64;
             progress.scanned_bytes.store(upto, std::sync::atomic::Ordering::Relaxed);
             agreed.have.list(pass.files, &about, have)
         })?;
@@ -87,6 +103,25 @@ pub fn shake_hands(pass: &mut Pass<'_>, wire: &mut Wire, geometry: Geometry, has
         agreed.base = Some(Manifest::create(pass.files, MANIFEST, about, hasher, Damage::Refuse)?);
     }
     Ok(agreed)
+}
+
+/// Asks for digests: of all extents, or of these.
+pub fn ask(wire: &mut Wire, version: u16, parts: Option<&[Range<u64>]>) -> Result<()> {
+    if let Some(parts) = parts {
+        if version < PARTS_SINCE {
+            let message = format!(
+                "{} speaks stream version {version} and can only be verified as a whole; parts need {PARTS_SINCE}: update it, or leave --sample and --slice out",
+                wire.peer()
+            );
+            return Err(Error::new(Kind::Refused, message));
+        }
+        // A part of a tiny volume may be empty, which is not the same as all of it.
+        if parts.is_empty() {
+            wire.put(&Message::Part(Vec::new()))?;
+        }
+        parts.chunks(PART_RANGES_MAX).try_for_each(|some| wire.put(&Message::Part(some.to_vec())))?;
+    }
+    wire.say(&Message::Survey)
 }
 
 fn about(record: &SourceRecord, geometry: Geometry) -> About {
@@ -101,12 +136,12 @@ fn about(record: &SourceRecord, geometry: Geometry) -> About {
     }
 }
 
-fn hello(pass: &Pass<'_>, root: Digest) -> Hello {
-    let record = &pass.record;
+/// Who we are, of this pair.
+pub fn hello(record: &SourceRecord, target: &str, purpose: Purpose, root: Digest) -> Hello {
     Hello {
-        purpose: pass.order.purpose,
-        overwrite: pass.order.overwrite,
-        rehash: pass.order.resync,
+        purpose,
+        overwrite: false,
+        rehash: false,
         relationship: record.relationship,
         epoch: record.epoch,
         generation: record.generation,
@@ -115,7 +150,7 @@ fn hello(pass: &Pass<'_>, root: Digest) -> Hello {
         extent_bytes: record.extent_bytes,
         algorithm: record.algorithm,
         secret: record.secret,
-        target: pass.target.to_owned(),
+        target: target.to_owned(),
         source: record.source.path.display().to_string(),
     }
 }
@@ -158,7 +193,7 @@ type Sink<'a> = dyn FnMut(&mut Agreed, &Have<'_>) -> Result<()> + 'a;
 fn hear_list(wire: &mut Wire, files: &dyn Files, agreed: &mut Agreed, sink: &mut Sink<'_>) -> Result<()> {
     loop {
         let Some(header) = wire.next_frame()? else {
-            return Err(Error::new(crate::error::Kind::Transient, format!("{} closed the connection", wire.peer())));
+            return Err(Error::new(Kind::Transient, format!("{} closed the connection", wire.peer())));
         };
         match wire.frame(&header)? {
             Frame::Have(have) => sink(agreed, &have)?,

@@ -12,7 +12,8 @@ use crate::error::Result;
 use crate::extent::Geometry;
 use crate::format::stream::{Counts, End, ExtentLine, Message, run_bytes};
 use crate::limits::BLOCK_BYTES;
-use crate::progress::Witness;
+use crate::part::bytes_of;
+use crate::progress::{Phase, Witness};
 use crate::transport::Wire;
 use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
@@ -20,8 +21,13 @@ use std::sync::atomic::Ordering::Relaxed;
 /// Scans the source and compares; ends the session with what was counted.
 pub fn look(pass: &mut Pass<'_>, wire: &mut Wire, agreed: &mut Agreed, geometry: Geometry, hasher: &Hasher) -> Result<Outcome> {
     let mut base = agreed.base.take().filter(|_| agreed.uses_base);
-    let mut scan = Scan::new(pass.source, geometry)?;
-    let mut found = Found { geometry, counts: Counts::default(), report: pass.on_difference, open: 0..0 };
+    let all = 0..geometry.extents();
+    let parts = agreed.parts.take();
+    let parts = parts.as_deref().unwrap_or(std::slice::from_ref(&all));
+    pass.progress.enter(Phase::Transfer, bytes_of(parts, &geometry));
+    let mut scan = Scan::of(pass.source, geometry, parts)?;
+    let mut done = 0;
+    let mut found = Found::new(geometry, pass.on_difference);
     let mut names = Names::default();
     let mut bitmap = Vec::new();
     let mut ranges = Vec::new();
@@ -29,12 +35,12 @@ pub fn look(pass: &mut Pass<'_>, wire: &mut Wire, agreed: &mut Agreed, geometry:
         stop_if_asked(pass.progress)?;
         (pass.watch)(Watch::Reading)?;
         wire.worked(piece.bytes(&geometry))?;
+        done += piece.bytes(&geometry);
         match piece {
             Piece::Hole(extents) => {
                 ranges.clear();
-                agreed.have.not_zero(base.as_mut(), extents.clone(), &mut ranges)?;
+                agreed.have.not_zero(base.as_mut(), extents, &mut ranges)?;
                 ranges.drain(..).for_each(|range| found.zeros(range));
-                pass.progress.scanned_bytes.store(geometry.bytes_range(extents).end, Relaxed);
             }
             Piece::Chunk(raw) => {
                 let chunk = HashedChunk::new(raw, &geometry, hasher, std::mem::take(&mut names));
@@ -47,16 +53,16 @@ pub fn look(pass: &mut Pass<'_>, wire: &mut Wire, agreed: &mut Agreed, geometry:
                         Verdict::Changed => found.blocks(&extent, &bitmap),
                     }
                 }
-                pass.progress.scanned_bytes.store(chunk.end(), Relaxed);
                 let (raw, lent) = chunk.into_parts();
                 names = lent;
                 scan.recycle(raw);
             }
         }
+        pass.progress.scanned_bytes.store(done, Relaxed);
     }
-    found.close();
+    let counts = found.close();
     (pass.watch)(Watch::Sealing)?;
-    let counts = Counts { read_bytes: scan.read_bytes(), ..found.counts };
+    let counts = Counts { read_bytes: scan.read_bytes(), ..counts };
     // Where the ends are exchanged, the one who asked sits at the receiver.
     wire.put(&Message::End(End { generation: 0, root: Digest::UNKNOWN, counts }))?;
     wire.flush()?;
@@ -64,14 +70,25 @@ pub fn look(pass: &mut Pass<'_>, wire: &mut Wire, agreed: &mut Agreed, geometry:
 }
 
 /// What differs, neighbouring ranges joined before they are reported.
-struct Found<'a> {
+pub struct Found<'a> {
     geometry: Geometry,
     counts: Counts,
     report: &'a mut dyn FnMut(Range<u64>),
     open: Range<u64>,
 }
 
-impl Found<'_> {
+impl<'a> Found<'a> {
+    /// Nothing yet.
+    pub fn new(geometry: Geometry, report: &'a mut dyn FnMut(Range<u64>)) -> Found<'a> {
+        Found { geometry, counts: Counts::default(), report, open: 0..0 }
+    }
+
+    /// These extents, of which nothing closer is known.
+    pub fn extents(&mut self, extents: Range<u64>) {
+        self.counts.changed_extents += extents.end - extents.start;
+        self.add(self.geometry.bytes_range(extents));
+    }
+
     fn zeros(&mut self, extents: Range<u64>) {
         self.counts.changed_extents += extents.end - extents.start;
         self.counts.zero_extents += extents.end - extents.start;
@@ -94,12 +111,18 @@ impl Found<'_> {
         if self.open.end == range.start && !self.open.is_empty() {
             self.open.end = range.end;
         } else {
-            self.close();
+            self.tell();
             self.open = range;
         }
     }
 
-    fn close(&mut self) {
+    /// That was all: what was counted.
+    pub fn close(mut self) -> Counts {
+        self.tell();
+        self.counts
+    }
+
+    fn tell(&mut self) {
         let range = std::mem::replace(&mut self.open, 0..0);
         if !range.is_empty() {
             (self.report)(range);

@@ -11,8 +11,10 @@ mod handshake;
 mod hasher;
 mod look;
 mod packer;
+mod scrub;
 
 pub use packer::Compress;
+pub use scrub::{Scrub, scrub};
 
 use crate::digest::Hasher;
 use crate::disk::Disk;
@@ -23,6 +25,7 @@ use crate::failpoint;
 use crate::format::manifest::About;
 use crate::format::stream::{Ack, Begin, Counts, End, Message, Mode, Purpose};
 use crate::limits::NEED_ROUNDS_MAX;
+use crate::part::Part;
 use crate::progress::{Phase, Progress, Witness};
 use crate::state::manifest::Draft;
 use crate::state::{Files, HAVE, SourceRecord};
@@ -51,6 +54,8 @@ pub struct Order {
     pub resync: bool,
     /// When the snapshot was taken: milliseconds since 1970.
     pub source_time_ms: u64,
+    /// Which extents a verification looks at.
+    pub part: Part,
 }
 
 /// When the source's watch is asked.

@@ -252,7 +252,14 @@ impl Pair {
         let mut record = self.source_record().expect("a paired source");
         let mut volume = self.source.disk(VOLUME).expect("a source has its volume");
         let progress = Progress::default();
-        let order = Order { purpose: Purpose::Replicate, compress: Compress::Auto, overwrite: true, resync, source_time_ms: 5 };
+        let order = Order {
+            purpose: Purpose::Replicate,
+            compress: Compress::Auto,
+            overwrite: true,
+            resync,
+            source_time_ms: 5,
+            part: Default::default(),
+        };
         let mut pass = Pass {
             source: &mut volume,
             files: &self.source,
