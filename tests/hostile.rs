@@ -110,6 +110,11 @@ fn ending(generation: u64, root: Digest) -> Message {
     Message::End(End { generation, root, counts: Counts::default() })
 }
 
+/// An end that claims to have sent this much.
+fn counting(plain_bytes: u64, zero_extents: u64) -> Message {
+    Message::End(End { generation: 1, root: Digest([8; 16]), counts: Counts { plain_bytes, zero_extents, ..Counts::default() } })
+}
+
 /// Sends frames behind a Begin and returns what the receiver says to them.
 fn lie(agent: &Agent, receiver: &Receiver, replica: &str, frames: &[Vec<u8>]) -> String {
     let mut wire = wire(agent, receiver);
@@ -160,6 +165,8 @@ fn lies_about_extents_and_payloads_are_named_and_not_written() {
         ("no-frame", vec![0x55; 4096], "frame mark"),
         ("root", stream::encode(&ending(1, Digest([8; 16]))), "the delta makes root"),
         ("generation", stream::encode(&ending(7, Digest([8; 16]))), "another generation"),
+        ("counts", stream::encode(&counting(1 << 20, 0)), "but 0 and 0 came"),
+        ("zeros", stream::encode(&counting(0, u64::MAX)), "but 0 and 0 came"),
     ];
     let mut names: Vec<&str> = cases.iter().map(|(name, ..)| *name).collect();
     names.push("honest");
@@ -240,6 +247,7 @@ fn a_wrong_relationship_epoch_base_or_size_changes_nothing() {
         ("that of another replica", Kind::Refused, Hello { target: "other".into(), ..right.clone() }),
         ("secret differ", Kind::Refused, Hello { secret: [1; SECRET_BYTES], ..right.clone() }),
         ("shrank", Kind::Refused, Hello { volume_bytes: right.volume_bytes / 2, ..right.clone() }),
+        ("grow the replica", Kind::Refused, Hello { volume_bytes: right.volume_bytes * 2, ..right.clone() }),
         ("", Kind::Operator, Hello { epoch: Uuid::now_v7(), ..right.clone() }),
         ("not obeyed", Kind::Refused, Hello { overwrite: true, ..right.clone() }),
     ];
@@ -260,6 +268,111 @@ fn a_wrong_relationship_epoch_base_or_size_changes_nothing() {
     assert!(!receiver.image("other").exists());
     let (code, said) = end(&agent.pass("clone", &image, &receiver, "db", &[]));
     assert_eq!(code, Some(0), "{said}");
+}
+
+/// A frame that came before comes again with other content, and zeros over both: each is proven for itself, the later
+/// word counts, and what all of it makes is not what the sender says it is.
+#[test]
+fn extents_that_overlap_or_come_again_make_no_generation_that_was_not_meant() {
+    let agent = Agent::new();
+    let mut receiver = Receiver::start(&["db"], &agent.entry("prod1", "*", BOTH));
+    let image = agent.image("volume", EXTENT * EXTENTS, 1);
+    assert_eq!(end(&agent.pass("clone", &image, &receiver, "db", &[])).0, Some(0));
+    let (right, before) = (known(&agent, "db"), fs::read(receiver.image("db")).unwrap());
+    let geometry = Geometry::new(right.volume_bytes, right.extent_bytes).unwrap();
+    let hasher = Hasher::new(right.algorithm, &right.secret);
+    let whole = |extent: u64, fill: u8, bitmap: &[u8; 2], digest: Option<Digest>| {
+        let content = vec![fill; EXTENT];
+        let bytes = bitmap.iter().map(|byte| byte.count_ones() as usize).sum::<usize>() * 4096;
+        let mut table = DataTable::new(&geometry);
+        table.push(ExtentIndex(extent), &digest.unwrap_or_else(|| hasher.extent(&content, &mut Vec::new())), bitmap);
+        let mut frame = vec![0; table.payload_at() + bytes];
+        frame[table.payload_at()..].copy_from_slice(&content[..bytes]);
+        let length = table.write(&mut frame, bytes, bytes, Encoding::Stored, *bitmap == [0xff; 2]);
+        frame.truncate(length);
+        frame
+    };
+    let all = &[0xff; 2];
+    let begin = || {
+        let mut wire = wire(&agent, &receiver);
+        introduce(&mut wire, &right).unwrap();
+        wire.put(&Message::Begin(Begin { generation: 2, source_time_ms: 1 })).unwrap();
+        wire
+    };
+    let mut wire = begin();
+    for frame in [whole(3, 1, all, None), whole(3, 2, all, None), whole(3, 1, all, None)] {
+        wire.put_bytes(&frame).unwrap();
+    }
+    wire.put(&Message::Zero { first: 2, count: 3 }).unwrap();
+    wire.put_bytes(&whole(4, 9, all, None)).unwrap();
+    let counts = Counts { plain_bytes: 4 * EXTENT as u64, zero_extents: 3, ..Counts::default() };
+    wire.put(&Message::End(End { generation: 2, root: right.root, counts })).unwrap();
+    wire.push().unwrap();
+    let refused = wire.hear().unwrap_err();
+    assert!(refused.is_from_peer() && refused.chain().contains("the delta makes root"), "{}", refused.chain());
+    drop(wire);
+    assert!(fs::read(receiver.image("db")).unwrap() == before, "something was written");
+
+    // Single blocks over what does not have that digest with them: asked for again, whole, and not for ever.
+    let mut wire = begin();
+    let mut plain_bytes = 0;
+    let refused = loop {
+        wire.put_bytes(&whole(5, 7, &[1, 0], Some(Digest([6; 16])))).unwrap();
+        plain_bytes += 4096;
+        let counts = Counts { plain_bytes, ..Counts::default() };
+        wire.put(&Message::End(End { generation: 2, root: right.root, counts })).unwrap();
+        wire.push().unwrap();
+        match wire.hear() {
+            Ok(Message::Need(extents)) => assert_eq!(extents, [5]),
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => break error,
+        }
+    };
+    assert!(refused.is_from_peer() && plain_bytes <= 5 * 4096, "{}", refused.chain());
+    drop(wire);
+    assert!(fs::read(receiver.image("db")).unwrap() == before && receiver.is_alive());
+    let (code, said) = end(&agent.pass("clone", &image, &receiver, "db", &[]));
+    assert_eq!(code, Some(0), "{said}");
+}
+
+/// Somebody on the way writes down what an honest agent sent, and sends it again.
+#[test]
+fn a_recorded_session_that_is_played_again_opens_nothing() {
+    let agent = Agent::new();
+    let mut receiver = Receiver::start(&["db"], &agent.entry("prod1", "*", BOTH));
+    let image = agent.image("volume", EXTENT * EXTENTS, 1);
+    let between = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = between.local_addr().unwrap().to_string();
+    let to = receiver.address.clone();
+    let listener = std::thread::spawn(move || {
+        let (agent, _) = between.accept().unwrap();
+        let receiver = TcpStream::connect(to).unwrap();
+        let (mut answers, mut back) = (receiver.try_clone().unwrap(), agent.try_clone().unwrap());
+        std::thread::spawn(move || std::io::copy(&mut answers, &mut back));
+        let (mut recorded, mut piece) = (Vec::new(), vec![0; 64 << 10]);
+        while let Ok(bytes @ 1..) = (&agent).read(&mut piece) {
+            recorded.extend_from_slice(&piece[..bytes]);
+            let _ = (&receiver).write_all(&piece[..bytes]);
+        }
+        recorded
+    });
+    let target = format!("blockferry://{address}/db");
+    let (code, said) = end(&agent.run(&["clone", image.to_str().unwrap(), &target, "--pin", &receiver.pin.to_string()]));
+    assert_eq!(code, Some(0), "{said}");
+    let recorded = listener.join().unwrap();
+    assert!(recorded.len() > 10_000, "{} bytes", recorded.len());
+    receiver.wait_for("result=committed generation=1");
+
+    let again = TcpStream::connect(&receiver.address).unwrap();
+    again.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    // It may hang up in the middle.
+    let _ = (&again).write_all(&recorded);
+    let ended = (&again).read_to_end(&mut Vec::new());
+    assert!(!ended.is_err_and(|cause| cause.kind() == std::io::ErrorKind::WouldBlock), "it is not hung up on");
+    assert!(receiver.is_alive());
+    let log = receiver.log();
+    assert_eq!(log.matches("session client=").count(), 1, "{log}");
+    assert_eq!(fs::read(&image).unwrap(), fs::read(receiver.image("db")).unwrap());
 }
 
 #[test]
@@ -361,23 +474,26 @@ fn a_thousand_silent_connections_keep_nobody_out() {
 fn a_session_without_progress_is_given_up_and_the_replica_goes_on() {
     let agent = Agent::new();
     let rest = format!("stall_timeout = \"5s\"\n{}", agent.entry("prod1", "*", BOTH));
-    let receiver = Receiver::start(&["silent", "pulses", "works", "next"], &rest);
+    let receiver = Receiver::start(&["silent", "trickle", "pulses", "works", "next"], &rest);
     let open = |replica: &str| {
         let mut wire = wire(&agent, &receiver);
         introduce(&mut wire, &hello(replica)).unwrap();
         wire.say(&Message::Begin(Begin { generation: 1, source_time_ms: 1 })).unwrap();
         wire
     };
-    let (silent, mut pulses, mut works) = (open("silent"), open("pulses"), open("works"));
+    let (silent, mut trickle, mut pulses, mut works) = (open("silent"), open("trickle"), open("pulses"), open("works"));
+    // The front of a frame that never ends: ten bytes a second are no progress.
+    let mut front = Lie::about(&[1]).frame().into_iter();
     let given_up = |replica: &str| {
         receiver.log().lines().any(|line| line.contains(&format!("replica={replica:?}")) && line.contains("got no work done"))
     };
     let until = Instant::now() + Duration::from_secs(60);
     let mut work = 0;
-    while !(given_up("silent") && given_up("pulses")) {
+    while !["silent", "trickle", "pulses"].iter().all(|replica| given_up(replica)) {
         assert!(Instant::now() < until, "{}", receiver.log());
         work += 1;
         let _ = pulses.say(&Message::Pulse(7));
+        let _ = front.next().map(|byte| trickle.put_bytes(&[byte]).and_then(|()| trickle.push()));
         works.say(&Message::Pulse(work)).unwrap();
         std::thread::sleep(Duration::from_millis(100));
     }
@@ -385,7 +501,7 @@ fn a_session_without_progress_is_given_up_and_the_replica_goes_on() {
     // It may begin; what it says now is heard.
     works.say(&ending(7, Digest([8; 16]))).unwrap();
     assert!(works.hear().unwrap_err().chain().contains("another generation"));
-    drop((silent, pulses));
+    drop((silent, trickle, pulses));
     let image = agent.image("volume", EXTENT * EXTENTS, 1);
     let (code, said) = end(&agent.pass("clone", &image, &receiver, "next", &[]));
     assert_eq!(code, Some(0), "{said}");

@@ -235,3 +235,23 @@ fn every_crash_point_is_listed_and_reached() {
         assert!(reached.contains_key(name), "failpoint::ALL lists {name}, which nothing reaches");
     }
 }
+
+/// docs/SECURITY.md names `file::test` for each lie: the file lies in tests or somewhere in src.
+#[test]
+fn every_lie_that_the_page_names_has_its_test() {
+    let page = fs::read_to_string(root().join("docs/SECURITY.md")).expect("docs/SECURITY.md");
+    let table = page.split("## Peers who lie").nth(1).and_then(|rest| rest.split("\n## ").next()).expect("the table of lies");
+    let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| lie |")).collect();
+    assert!(rows.len() >= 20, "the table of lies has {} rows", rows.len());
+    let mut files = rust_files();
+    files_under(&root().join("tests"), &mut files);
+    for row in rows {
+        let named = row.rsplit('|').nth(1).and_then(|cell| cell.trim().strip_prefix('`')?.strip_suffix('`'));
+        let (stem, test) = named.and_then(|name| name.split_once("::")).unwrap_or_else(|| panic!("no test in `{row}`"));
+        let is_there = files.iter().filter(|path| path.file_stem().is_some_and(|name| name == stem)).any(|path| {
+            let text = fs::read_to_string(path).unwrap_or_default();
+            text.contains(&format!("#[test]\nfn {test}()")) || text.contains(&format!("    #[test]\n    fn {test}()"))
+        });
+        assert!(is_there, "docs/SECURITY.md names {stem}::{test}, which is no test");
+    }
+}

@@ -30,6 +30,8 @@ struct Intake {
     /// Extents whose own content on the replica was wrong.
     healed: BTreeSet<u64>,
     rounds: u32,
+    /// Plain bytes and zero extents that came, as the sender's End has to count them.
+    came: (u64, u64),
     /// Bytes written straight to the device since its last flush, and when that was.
     unflushed: u64,
     flushed: Instant,
@@ -135,6 +137,7 @@ impl Session<'_> {
             unproven: BTreeSet::new(),
             healed: BTreeSet::new(),
             rounds: 0,
+            came: (0, 0),
             unflushed: 0,
             flushed: Instant::now(),
             journal_may_reach: 0,
@@ -187,6 +190,7 @@ impl Session<'_> {
         let mut room = target.room(data.plain_bytes, first)?;
         let direct = self.mode == Mode::Direct;
         self.progress.changed_bytes.fetch_add(data.plain_bytes as u64, Relaxed);
+        intake.came.0 += data.plain_bytes as u64;
         let proven = intake.prover.unpack(&data, room.bytes()).and_then(|()| {
             let unproven = intake.prover.prove(&data, &room.bytes()[..data.plain_bytes], target, draft, !direct)?;
             if direct && unproven.is_empty() {
@@ -233,6 +237,7 @@ impl Session<'_> {
 
     fn take_zero(&mut self, intake: &mut Intake, record: &mut ReplicaRecord, header: &Header, first: u64, count: u64) -> Result<()> {
         let extents = checked_range(&self.geometry, first, count)?;
+        intake.came.1 += count;
         let draft = intake.draft.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the draft is gone"))?;
         draft.set_zeros(extents.clone())?;
         if self.mode == Mode::Direct {
@@ -280,6 +285,14 @@ impl Session<'_> {
     fn end(&mut self, intake: &mut Intake, record: &mut ReplicaRecord, begin: &Begin, end: End) -> Result<Option<Received>> {
         if end.generation != begin.generation {
             return Err(Error::malformed("the sender ends another generation than it began"));
+        }
+        let counted = (end.counts.plain_bytes, end.counts.zero_extents);
+        if counted != intake.came {
+            let message = format!(
+                "the sender counts {} bytes and {} zero extents, but {} and {} came: nothing of this generation is committed",
+                counted.0, counted.1, intake.came.0, intake.came.1
+            );
+            return Err(Error::malformed(message));
         }
         if !intake.unproven.is_empty() {
             intake.rounds += 1;

@@ -29,6 +29,8 @@ pub struct Wire {
     patience: Patience,
     /// The peer is given up: it is neither asked nor told any more.
     gave_up: bool,
+    /// Bytes of frames on their way that no pulse has told of.
+    came: usize,
     /// What we got done, and when the peer was last told anything.
     work: u64,
     told: Instant,
@@ -51,6 +53,7 @@ impl Wire {
             greeting_limit: None,
             patience: Patience::endless(now),
             gave_up: false,
+            came: 0,
             work: 0,
             told: now,
         })
@@ -279,8 +282,13 @@ impl Wire {
                 Turn::Closed => return Err(Error::new(Kind::Transient, format!("{} closed the connection within a frame", self.peer()))),
                 // On a slow link the peer has a megabyte in its kernel's hands and sees nothing of it go: that its bytes
                 // come is told. Where that fails, what the peer says is still heard.
+                // Not of a trickle: the peer's kernel takes our pulse, which would be progress, and a frame could take for ever.
                 Turn::Received(bytes) if ahead.is_some() => {
-                    let _ = self.worked(bytes as u64);
+                    self.came += bytes;
+                    if self.came >= BLOCK_BYTES {
+                        let came = std::mem::take(&mut self.came);
+                        let _ = self.worked(came as u64);
+                    }
                 }
                 _ => {}
             }
