@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `BENCH_GIB` | GiB of a volume (1) |
 //! | `BENCH_ROUNDS` | rounds of a row (5; slow rows take 3) |
+//! | `BENCH_AGENTS` | agents of P10 (200) |
 //! | `BENCH_DIR` | where volumes on disk lie (under target) |
 //! | `BENCH_PEER_<NAME>` | a shell line that brings `$DST` to what `$SRC` is: another peer of the increment row |
 //! | `BENCH_PEER_DELTA` | the same over a compressed link: the peer of P4 |
