@@ -24,8 +24,9 @@ mod table;
 mod volume;
 
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use table::Table;
+use table::{Goal, Table};
 use volume::Volume;
 
 /// The program under measurement.
@@ -54,6 +55,8 @@ fn main() {
     }
     let parent = std::env::var_os("BENCH_DIR").map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from);
     let folder = parent.join("bench");
+    // What a run that broke left may still be mounted.
+    measure::shell(&format!("umount {}/pg 2>/dev/null; true", folder.display()));
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).expect("a folder for the volumes");
     let only = words.iter().filter(|word| !word.starts_with('-')).cloned().collect();
@@ -61,13 +64,23 @@ fn main() {
     let mut bench = Bench { folder, mib: setting("BENCH_GIB", 1) * 1024, rounds: setting("BENCH_ROUNDS", 5), table };
     local::rows(&mut bench);
     link::rows(&mut bench);
-    postgres::rows(&mut bench);
-    sparse::rows(&mut bench);
+    bench.guarded("P11", postgres::rows);
+    bench.guarded("P8", sparse::rows);
     bench.table.finish();
     let _ = fs::remove_dir_all(&bench.folder);
 }
 
 impl Bench {
+    /// One broken row takes none of the others with it.
+    fn guarded(&mut self, name: &'static str, rows: impl FnOnce(&mut Bench)) {
+        let ended = catch_unwind(AssertUnwindSafe(|| rows(self)));
+        if let Err(panic) = ended {
+            let told = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            let told = told.unwrap_or_default();
+            self.table.skipped(name, "the rest of these rows", Goal::Open, format!("broke: {}", told.lines().next().unwrap_or("?")));
+        }
+    }
+
     fn gb(&self) -> f64 {
         (self.mib << 20) as f64 / 1e9
     }

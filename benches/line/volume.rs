@@ -38,8 +38,12 @@ impl Volume {
         if self.device.is_some() {
             let _ = Command::new("blockdev").args(["--flushbufs", &self.word()]).status();
         } else {
-            let _ =
-                Command::new("dd").args([&format!("of={}", self.word()), "oflag=nocache", "conv=notrunc,fdatasync", "count=0"]).output();
+            forget(&self.file);
         }
     }
+}
+
+/// Takes a file out of the page cache.
+pub fn forget(file: &Path) {
+    let _ = Command::new("dd").args([&format!("of={}", file.display()), "oflag=nocache", "conv=notrunc,fdatasync", "count=0"]).output();
 }

@@ -1,7 +1,7 @@
 //! Loop devices and mounts that go away with the test, also when it panics.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Whether tests may make loop devices. In CI a missing root is a failure, not a reason to skip.
@@ -81,6 +81,13 @@ impl Mounted<'_> {
 
 impl Drop for Mounted<'_> {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.0).status();
+        // Somebody who is just going away may still have a foot in the door.
+        for _ in 0..50 {
+            if Command::new("umount").arg(self.0).stderr(Stdio::null()).status().is_ok_and(|status| status.success()) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        eprintln!("{} is still mounted", self.0.display());
     }
 }
