@@ -88,7 +88,8 @@ impl<'a> Framer<'a> {
         let bytes = self.run.write(room);
         self.wire.filled(bytes)?;
         self.count();
-        Ok(())
+        // A proof takes reads: the receiver begins with it while the scan goes on.
+        self.wire.push_if_idle()
     }
 
     fn count(&mut self) {

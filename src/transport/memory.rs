@@ -11,6 +11,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 /// One end of an in-process connection.
 pub struct Memory {
     peer: String,
+    free: Vec<AlignedBuf>,
+    /// Buffers that the peer has not taken yet.
+    on_their_way: usize,
     full_out: Sender<(AlignedBuf, usize)>,
     empty_back: Receiver<AlignedBuf>,
     full_in: Receiver<(AlignedBuf, usize)>,
@@ -20,28 +23,24 @@ pub struct Memory {
 
 /// Two connected ends. Both give up waiting when `stop` is set.
 pub fn pair(stop: &Arc<AtomicBool>) -> Result<(Memory, Memory)> {
-    let (a_full, b_in) = channel();
-    let (b_full, a_in) = channel();
-    let (a_empty, a_back) = empties()?;
-    let (b_empty, b_back) = empties()?;
-    let a =
-        Memory { peer: "the receiver".into(), full_out: a_full, empty_back: a_back, full_in: a_in, empty_out: b_empty, stop: stop.clone() };
-    let b =
-        Memory { peer: "the sender".into(), full_out: b_full, empty_back: b_back, full_in: b_in, empty_out: a_empty, stop: stop.clone() };
-    Ok((a, b))
+    let ((a_full, b_in), (b_full, a_in)) = (channel(), channel());
+    let ((a_empty, a_back), (b_empty, b_back)) = (channel(), channel());
+    Ok((
+        Memory::end("the receiver", (a_full, a_in), (b_empty, a_back), stop)?,
+        Memory::end("the sender", (b_full, b_in), (a_empty, b_back), stop)?,
+    ))
 }
 
-/// The channel that brings one end's buffers back, with all of them in it.
-fn empties() -> Result<(Sender<AlignedBuf>, Receiver<AlignedBuf>)> {
-    let (sender, receiver) = channel();
-    for _ in 0..TRANSPORT_BUFFERS {
-        let buffer = AlignedBuf::new(TRANSPORT_BUFFER_BYTES).context(Kind::Failed, || "allocate transport buffers")?;
-        let _ = sender.send(buffer);
-    }
-    Ok((sender, receiver))
-}
+type Buffers<T> = (Sender<T>, Receiver<T>);
 
 impl Memory {
+    fn end(peer: &str, full: Buffers<(AlignedBuf, usize)>, empty: Buffers<AlignedBuf>, stop: &Arc<AtomicBool>) -> Result<Memory> {
+        let buffer = |_| AlignedBuf::new(TRANSPORT_BUFFER_BYTES).context(Kind::Failed, || "allocate transport buffers");
+        let free = (0..TRANSPORT_BUFFERS).map(buffer).collect::<Result<_>>()?;
+        let ((full_out, full_in), (empty_out, empty_back)) = (full, empty);
+        Ok(Memory { peer: peer.into(), free, on_their_way: 0, full_out, empty_back, full_in, empty_out, stop: stop.clone() })
+    }
+
     fn gone(&self) -> Error {
         Error::new(Kind::Transient, format!("{} is gone", self.peer))
     }
@@ -65,10 +64,24 @@ impl Transport for Memory {
     }
 
     fn outgoing(&mut self) -> Result<AlignedBuf> {
-        self.take(&self.empty_back)?.ok_or_else(|| self.gone())
+        if let Some(buffer) = self.free.pop() {
+            return Ok(buffer);
+        }
+        let back = self.take(&self.empty_back)?.ok_or_else(|| self.gone())?;
+        self.on_their_way -= 1;
+        Ok(back)
+    }
+
+    fn is_idle(&mut self) -> Result<bool> {
+        while let Ok(back) = self.empty_back.try_recv() {
+            self.free.push(back);
+            self.on_their_way -= 1;
+        }
+        Ok(self.on_their_way == 0)
     }
 
     fn send(&mut self, buffer: AlignedBuf, bytes: usize) -> Result<()> {
+        self.on_their_way += 1;
         self.full_out.send((buffer, bytes)).map_err(|_| self.gone())
     }
 

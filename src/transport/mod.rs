@@ -87,6 +87,11 @@ pub trait Transport: Send {
         Ok(true)
     }
 
+    /// Whether nothing sent before holds up what is sent now. A transport that cannot tell says no.
+    fn is_idle(&mut self) -> Result<bool> {
+        Ok(false)
+    }
+
     /// Whether everything sent has left this process.
     fn is_flushed(&mut self) -> Result<bool> {
         self.flush().map(|()| true)

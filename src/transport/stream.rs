@@ -270,6 +270,11 @@ impl Transport for Stream {
         Ok(!self.free.is_empty())
     }
 
+    fn is_idle(&mut self) -> Result<bool> {
+        self.catch_up()?;
+        Ok(!self.is_sending())
+    }
+
     fn send(&mut self, buffer: AlignedBuf, bytes: usize) -> Result<()> {
         if let Err(lost) = self.check_sending() {
             self.free.put(buffer);

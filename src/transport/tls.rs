@@ -569,6 +569,10 @@ impl Transport for Tls {
         self.stream.has_room()
     }
 
+    fn is_idle(&mut self) -> Result<bool> {
+        self.stream.is_idle()
+    }
+
     fn is_flushed(&mut self) -> Result<bool> {
         if self.connection.wants_write() && self.stream.has_room()? {
             self.pump()?;

@@ -242,6 +242,11 @@ impl Wire {
         self.transport.send(buffer, filled)
     }
 
+    /// Sends what was added where nothing is on its way: who is at the other end has nothing to do.
+    pub fn push_if_idle(&mut self) -> Result<()> {
+        if self.out.is_some() && self.transport.is_idle()? { self.push() } else { Ok(()) }
+    }
+
     /// Sends a small frame at once.
     pub fn say(&mut self, message: &Message) -> Result<()> {
         self.put(message)?;
