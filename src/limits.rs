@@ -239,6 +239,13 @@ pub const TRANSFERS_DEFAULT: usize = 2;
 pub const RETRY_INITIAL: Duration = Duration::from_secs(30);
 /// Longest back-off: what comes back is tried again within half an hour.
 pub const RETRY_MAX: Duration = Duration::from_secs(30 * 60);
+/// Least time between two passes of a continuous job: one that finds nothing to do must not spin.
+pub const CONTINUOUS_PAUSE_MIN: Duration = Duration::from_secs(1);
+/// Most of a random delay that a catch-up keeps: hosts that come back together do not arrive together, and one
+/// that is up for an hour a day still gets its run.
+pub const CATCH_UP_SPREAD: Duration = Duration::from_secs(10 * 60);
+/// Ticks counted as skipped by one run: a week of one each ten seconds.
+pub const TICKS_COUNTED_MAX: usize = 100_000;
 /// How long a run waits for a quiet volume where quiet_after is set and quiet_wait_max is not.
 pub const QUIET_WAIT_MAX: Duration = Duration::from_secs(10 * 60);
 /// Least interval that a job of passes back to back is held to: the last pass says how long the next will take, and

@@ -30,7 +30,7 @@ const CURRENT: &str = "current.json";
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct JobBook {
     /// Version of this file.
-    version: u32,
+    pub(super) version: u32,
     /// The run that is under way, or was when its process ended: true while the job's lock is held.
     #[serde(default)]
     pub running: Option<Running>,
@@ -52,6 +52,18 @@ pub struct JobBook {
     /// Ticks that passed while a run was under way, since the first.
     #[serde(default)]
     pub skipped_ticks: u64,
+    /// When the agent first had this job on its schedule: ticks before that were never promised.
+    #[serde(default)]
+    pub scheduled_since_ms: Option<u64>,
+    /// When the last run was begun by the schedule, as the agent that decided it saw the clock.
+    #[serde(default)]
+    pub served_ms: Option<u64>,
+    /// The run that the agent's own end cut short: the next start takes it up whatever the schedule says.
+    #[serde(default)]
+    pub unfinished: Option<String>,
+    /// Epoch and generation of the replica this job comes after, as its last pass found them.
+    #[serde(default)]
+    pub commit: Option<String>,
     /// Set while an operator has stopped the schedule.
     #[serde(default)]
     pub paused: Option<Paused>,

@@ -5,6 +5,7 @@
 
 pub mod book;
 pub mod config;
+pub mod due;
 pub mod health;
 pub mod hooks;
 pub mod metrics;

@@ -15,7 +15,7 @@ pub use days::Days;
 pub use window::Window;
 
 #[cfg(test)]
-mod testing {
+pub(crate) mod testing {
     use jiff::Timestamp;
     use jiff::tz::TimeZone;
 
