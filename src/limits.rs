@@ -44,6 +44,13 @@ pub const BLOCKING_THREADS: usize = 4;
 
 /// Plain bytes after which the packer closes a Data frame: longer runs pack no better.
 pub const PACK_BYTES: usize = 256 << 10;
+/// Plain bytes, and time, after which `--compress auto` looks at where the time went: enough runs for an average, and
+/// long enough beside what lies in buffers.
+pub const COMPRESS_WINDOW_BYTES: u64 = 8 << 20;
+/// See `COMPRESS_WINDOW_BYTES`.
+pub const COMPRESS_WINDOW: Duration = Duration::from_millis(250);
+/// Where runs are stored, one in this many is packed all the same, to see what packing would do: 3 % of one core.
+pub const COMPRESS_SAMPLE_RUNS: u64 = 64;
 /// Extents of one Data frame, so that its table stays small beside its payload.
 pub const FRAME_EXTENTS_MAX: usize = 256;
 /// Largest plain payload of a Data frame: a full pack, or one extent of the largest size.

@@ -171,7 +171,8 @@ fn pull(job: &Job, host: &str, path: &str, target: &Path, progress: &Progress) -
     let received = link.close(received)?;
     let mode = if received.ack.is_some_and(|ack| ack.generation > 1) { Mode::Journal } else { Mode::Direct };
     let counts = received.end.map_or_else(Counts::default, |end| end.counts);
-    Ok(Report { ack: received.ack, mode: if job.errand.purpose == Purpose::Plan { Mode::Nothing } else { mode }, counts, adopted: None })
+    let mode = if job.errand.purpose == Purpose::Plan { Mode::Nothing } else { mode };
+    Ok(Report { ack: received.ack, mode, counts, adopted: None, exertion: None })
 }
 
 /// The far end of a pull: sends `source` over standard input and output.

@@ -9,7 +9,7 @@ use crate::disk::Disk;
 use crate::disk::shared::Shared;
 use crate::error::{Error, Kind, Result};
 use crate::format::stream::{Ack, Counts, Mode, Purpose};
-use crate::sender::{Outcome, Pass};
+use crate::sender::{Exertion, Outcome, Pass};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -25,11 +25,14 @@ pub struct Report {
     pub counts: Counts,
     /// A generation whose acknowledgement had been lost was adopted first.
     pub adopted: Option<u64>,
+    /// How hard the blocks were compressed, where they were sent from here.
+    pub exertion: Option<Exertion>,
 }
 
 impl From<Outcome> for Report {
     fn from(outcome: Outcome) -> Report {
-        Report { ack: outcome.ack, mode: outcome.mode, counts: outcome.counts, adopted: outcome.adopted }
+        let Outcome { ack, mode, counts, adopted, exertion } = outcome;
+        Report { ack, mode, counts, adopted, exertion }
     }
 }
 

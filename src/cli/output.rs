@@ -6,8 +6,10 @@ use crate::attempt::Report;
 use crate::error::{Error, Kind, Result};
 use crate::format::stream::{Counts, Mode};
 use crate::log;
+use crate::sender::{Bottleneck, Exertion};
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -81,7 +83,7 @@ impl Output {
                 "zero_extents": counts.zero_extents, "sent_blocks": counts.sent_blocks,
                 "plain_bytes": counts.plain_bytes, "wire_bytes": counts.wire_bytes,
                 "written_bytes": report.ack.map(|ack| ack.written_bytes),
-                "healed_extents": healed, "seconds": took.as_secs_f64(),
+                "healed_extents": healed, "compress": report.exertion.as_ref().map(exertion), "seconds": took.as_secs_f64(),
             })
         });
         if let Some(generation) = report.adopted {
@@ -89,6 +91,9 @@ impl Output {
         }
         self.text(headline(from, to, report));
         self.text(figures(counts, report, took));
+        if let Some(line) = report.exertion.as_ref().and_then(effort) {
+            self.text(line);
+        }
         if healed > 0 {
             self.text(format!("  {healed} extents had rotted on the replica and were sent whole: look after that device"));
         }
@@ -159,6 +164,30 @@ fn figures(counts: &Counts, report: &Report, took: Duration) -> String {
         counts.changed_extents,
         took.as_secs_f64()
     )
+}
+
+fn level(level: Option<i32>) -> String {
+    level.map_or_else(|| "none".to_owned(), |level| level.to_string())
+}
+
+fn exertion(exertion: &Exertion) -> Value {
+    let plain: BTreeMap<String, u64> = exertion.plain_bytes.iter().map(|(at, bytes)| (level(*at), *bytes)).collect();
+    json!({
+        "setting": exertion.compress.to_string(), "level": level(exertion.level()), "moves": exertion.moves,
+        "bottleneck": exertion.bottleneck.map(Bottleneck::word), "plain_bytes_by_level": plain,
+    })
+}
+
+/// What `--compress auto` decided, where the run was long enough for a decision.
+fn effort(exertion: &Exertion) -> Option<String> {
+    let bottleneck = match exertion.bottleneck? {
+        Bottleneck::Cpu => "this host's CPU",
+        Bottleneck::Source => "reading the source",
+        Bottleneck::Link => "the link",
+        Bottleneck::Receiver => "the receiver",
+    };
+    let how = exertion.level().map_or("most blocks not compressed".to_owned(), |level| format!("most blocks compressed at level {level}"));
+    Some(format!("  {how}: {bottleneck} was the bottleneck"))
 }
 
 /// The error that ends a verification that found something.

@@ -1,5 +1,6 @@
 //! Puts verdicts on the wire: zeros as merged ranges, changed blocks as packed runs.
 
+use super::effort::Effort;
 use super::hasher::HashedExtent;
 use super::packer::{Compress, PackedRun};
 use crate::error::Result;
@@ -9,12 +10,15 @@ use crate::progress::Progress;
 use crate::transport::Wire;
 use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
 
 /// The last stage of the sender.
 pub struct Framer<'a> {
     wire: &'a mut Wire,
     geometry: Geometry,
     run: PackedRun,
+    /// How hard runs are packed.
+    pub effort: Effort,
     zeros: Range<u64>,
     progress: &'a Progress,
     /// What was sent so far.
@@ -24,17 +28,10 @@ pub struct Framer<'a> {
 
 impl<'a> Framer<'a> {
     /// A framer onto this wire.
-    pub fn new(wire: &'a mut Wire, geometry: Geometry, compress: Compress, progress: &'a Progress) -> Result<Framer<'a>> {
+    pub fn new(wire: &'a mut Wire, geometry: Geometry, compress: Compress, progress: &'a Progress) -> Framer<'a> {
         let sent_before = wire.sent_bytes();
-        Ok(Framer {
-            wire,
-            geometry,
-            run: PackedRun::new(geometry, compress)?,
-            zeros: 0..0,
-            progress,
-            counts: Counts::default(),
-            sent_before,
-        })
+        let effort = Effort::new(compress, wire.waited());
+        Framer { wire, geometry, run: PackedRun::new(geometry), effort, zeros: 0..0, progress, counts: Counts::default(), sent_before }
     }
 
     /// The wire, for what comes between two passes.
@@ -85,8 +82,12 @@ impl<'a> Framer<'a> {
             return Ok(());
         }
         let room = self.wire.room(self.run.frame_bound())?;
-        let bytes = self.run.write(room);
-        self.wire.filled(bytes)?;
+        let level = self.effort.level();
+        let begun = Instant::now();
+        let packed = self.run.write(room, level)?;
+        let took = begun.elapsed();
+        self.wire.filled(packed.frame_bytes)?;
+        self.effort.packed(&packed, level, took, self.wire.waited());
         self.count();
         // A proof takes reads: the receiver begins with it while the scan goes on.
         self.wire.push_if_idle()

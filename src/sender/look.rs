@@ -66,7 +66,7 @@ pub fn look(pass: &mut Pass<'_>, wire: &mut Wire, agreed: &mut Agreed, geometry:
     // Where the ends are exchanged, the one who asked sits at the receiver.
     wire.put(&Message::End(End { generation: 0, root: Digest::UNKNOWN, counts }))?;
     wire.flush()?;
-    Ok(Outcome { ack: None, mode: agreed.welcome.mode, counts, adopted: agreed.adopted })
+    Ok(Outcome { ack: None, mode: agreed.welcome.mode, counts, adopted: agreed.adopted, exertion: None })
 }
 
 /// What differs, neighbouring ranges joined before they are reported.

@@ -6,13 +6,17 @@
 
 mod bookmark;
 mod comparer;
+mod effort;
 mod framer;
 mod handshake;
 mod hasher;
+mod level;
 mod look;
 mod packer;
 mod scrub;
 
+pub use effort::Exertion;
+pub use level::Bottleneck;
 pub use packer::Compress;
 pub use scrub::{Scrub, scrub};
 
@@ -37,6 +41,7 @@ use handshake::Agreed;
 use hasher::{HashedChunk, HashedExtent, Names};
 use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
 
 /// Bytes of the volume between two Mark frames: what a remote progress bar moves by.
 const MARK_BYTES: u64 = 64 << 20;
@@ -98,6 +103,8 @@ pub struct Outcome {
     pub counts: Counts,
     /// An earlier run had been committed without our knowing; its generation was adopted first.
     pub adopted: Option<u64>,
+    /// How hard the blocks were compressed; none where none were sent.
+    pub exertion: Option<Exertion>,
 }
 
 /// Runs one pass over `wire`. On an error the receiver is told why, and what it holds stays usable.
@@ -135,13 +142,16 @@ fn replicate(pass: &mut Pass<'_>, wire: &mut Wire, agreed: &mut Agreed, geometry
     let base = agreed.base.take().ok_or_else(|| Error::new(Kind::Failed, "the base manifest vanished"))?;
     let mut draft = Draft::new(pass.files, base)?;
     let mut scan = Scan::new(pass.source, geometry)?;
-    let mut framer = Framer::new(wire, geometry, pass.order.compress, pass.progress)?;
+    let mut framer = Framer::new(wire, geometry, pass.order.compress, pass.progress);
     let mut names = Names::default();
     let mut bitmap = Vec::new();
     let mut ranges = Vec::new();
     let mut marked = 0;
 
-    while let Some(piece) = scan.next_piece().map_err(at_the_source)? {
+    loop {
+        let asked = Instant::now();
+        let Some(piece) = scan.next_piece().map_err(at_the_source)? else { break };
+        framer.effort.read(asked.elapsed());
         stop_if_asked(pass.progress)?;
         (pass.watch)(Watch::Reading)?;
         framer.wire().worked(piece.bytes(&geometry))?;
@@ -197,7 +207,13 @@ fn replicate(pass: &mut Pass<'_>, wire: &mut Wire, agreed: &mut Agreed, geometry
                 let first = agreed.welcome.mode == Mode::Direct && !agreed.uses_base;
                 pass.record.changed_bytes = (!first).then_some(framer.counts.changed_extents * geometry.extent_bytes() as u64);
                 adopt(pass.record, pass.files, draft, &sealed, pass.order.source_time_ms)?;
-                return Ok(Outcome { ack: Some(ack), mode: agreed.welcome.mode, counts: framer.counts, adopted: agreed.adopted });
+                return Ok(Outcome {
+                    ack: Some(ack),
+                    mode: agreed.welcome.mode,
+                    counts: framer.counts,
+                    adopted: agreed.adopted,
+                    exertion: framer.effort.exertion(),
+                });
             }
             Message::Need(extents) if rounds < NEED_ROUNDS_MAX => {
                 rounds += 1;

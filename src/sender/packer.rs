@@ -12,7 +12,7 @@ use std::str::FromStr;
 /// How hard to compress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compress {
-    /// A level of our choice; what does not shrink is stored.
+    /// The level that ends the pass soonest; what does not shrink is stored.
     Auto,
     /// Store everything.
     None,
@@ -22,20 +22,8 @@ pub enum Compress {
 
 by_text!(Compress);
 
-/// The level of `auto`: the measured knee between speed and ratio.
-const AUTO_LEVEL: i32 = 1;
 /// Stored when compression saves less than this part.
 const WORTH_PART: usize = 16;
-
-impl Compress {
-    fn level(self) -> Option<i32> {
-        match self {
-            Compress::Auto => Some(AUTO_LEVEL),
-            Compress::None => None,
-            Compress::Level(level) => Some(level),
-        }
-    }
-}
 
 impl std::fmt::Display for Compress {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -62,20 +50,32 @@ impl FromStr for Compress {
     }
 }
 
+type Compressor = zstd::bulk::Compressor<'static>;
+
 /// A run of changed blocks with the table that says where they belong.
 pub struct PackedRun {
     geometry: Geometry,
     table: DataTable,
     plain: Vec<u8>,
     whole: bool,
-    compressor: Option<zstd::bulk::Compressor<'static>>,
+    zstd: Option<(i32, Compressor)>,
+}
+
+/// What became of a run.
+#[derive(Clone, Copy, Debug)]
+pub struct Packed {
+    /// Bytes of the frame.
+    pub frame_bytes: usize,
+    /// Bytes of the blocks in it.
+    pub plain_bytes: usize,
+    /// What is left of them.
+    pub payload_bytes: usize,
 }
 
 impl PackedRun {
     /// An empty run.
-    pub fn new(geometry: Geometry, compress: Compress) -> Result<PackedRun> {
-        let compressor = compress.level().map(zstd::bulk::Compressor::new).transpose().context(Kind::Failed, || "start zstd")?;
-        Ok(PackedRun { geometry, table: DataTable::new(&geometry), plain: Vec::with_capacity(PACK_BYTES), whole: true, compressor })
+    pub fn new(geometry: Geometry) -> PackedRun {
+        PackedRun { geometry, table: DataTable::new(&geometry), plain: Vec::with_capacity(PACK_BYTES), whole: true, zstd: None }
     }
 
     /// Whether nothing is in it.
@@ -109,24 +109,42 @@ impl PackedRun {
         self.table.payload_at() + self.plain.len()
     }
 
-    /// Writes the run as one frame into `frame` and empties it. Returns the frame's length.
-    pub fn write(&mut self, frame: &mut [u8]) -> usize {
+    /// Writes the run as one frame into `frame` and empties it. `None` stores it as it is.
+    pub fn write(&mut self, frame: &mut [u8], level: Option<i32>) -> Result<Packed> {
         let at = self.table.payload_at();
+        let plain_bytes = self.plain.len();
         // The room behind the table ends where compression would no longer be worth it, so that zstd
         // itself stops with "too small" on data that does not shrink.
-        let worth = self.plain.len() - self.plain.len() / WORTH_PART;
-        let packed = self.compressor.as_mut().and_then(|zstd| zstd.compress_to_buffer(&self.plain, &mut frame[at..at + worth]).ok());
+        let worth = plain_bytes - plain_bytes / WORTH_PART;
+        let packed = match level {
+            Some(level) => compressor(&mut self.zstd, level)?.compress_to_buffer(&self.plain, &mut frame[at..at + worth]).ok(),
+            None => None,
+        };
         let (payload_bytes, encoding) = match packed {
             Some(bytes) => (bytes, Encoding::Zstd),
             None => {
-                frame[at..at + self.plain.len()].copy_from_slice(&self.plain);
-                (self.plain.len(), Encoding::Stored)
+                frame[at..at + plain_bytes].copy_from_slice(&self.plain);
+                (plain_bytes, Encoding::Stored)
             }
         };
-        let bytes = self.table.write(frame, self.plain.len(), payload_bytes, encoding, self.whole);
+        let frame_bytes = self.table.write(frame, plain_bytes, payload_bytes, encoding, self.whole);
         self.table.clear();
         self.plain.clear();
         self.whole = true;
-        bytes
+        Ok(Packed { frame_bytes, plain_bytes, payload_bytes })
     }
+}
+
+/// The one context, at this level: made at its first use, moved where the level changed.
+fn compressor(zstd: &mut Option<(i32, Compressor)>, level: i32) -> Result<&mut Compressor> {
+    let (now, context) = match zstd.take() {
+        Some(zstd) => zstd,
+        None => (level, Compressor::new(level).context(Kind::Failed, || "start zstd")?),
+    };
+    let (now, context) = zstd.insert((now, context));
+    if *now != level {
+        context.set_compression_level(level).context(Kind::Failed, || format!("set zstd to level {level}"))?;
+        *now = level;
+    }
+    Ok(context)
 }

@@ -21,6 +21,8 @@ pub struct Wire {
     large: Vec<u8>,
     large_bytes: usize,
     sent_bytes: u64,
+    /// Time that was waited for room to send.
+    waited: Duration,
     /// What both speak; 0 before the greeting.
     version: u16,
     /// How long the peer may go without progress, and without a greeting.
@@ -48,6 +50,7 @@ impl Wire {
             large: Vec::new(),
             large_bytes: 0,
             sent_bytes: 0,
+            waited: Duration::ZERO,
             version: 0,
             limit: None,
             greeting_limit: None,
@@ -74,6 +77,11 @@ impl Wire {
     /// Bytes of all frames put on the wire.
     pub fn sent_bytes(&self) -> u64 {
         self.sent_bytes
+    }
+
+    /// Time that was waited for room to send: a link, or a peer, that takes no more.
+    pub fn waited(&self) -> Duration {
+        self.waited
     }
 
     /// Sends our greeting line, reads the peer's, and agrees on a version.
@@ -193,8 +201,11 @@ impl Wire {
         let (buffer, filled) = match self.out.take() {
             Some(out) => out,
             None => {
+                let begun = Instant::now();
                 self.wait_until(|transport| transport.has_room())?;
-                (self.transport.outgoing()?, 0)
+                let buffer = self.transport.outgoing()?;
+                self.waited += begun.elapsed();
+                (buffer, 0)
             }
         };
         let (buffer, filled) = self.out.insert((buffer, filled));

@@ -88,6 +88,56 @@ fn what_shrinks_is_compressed_and_what_does_not_is_stored() {
     }
 }
 
+/// Words in a random order, which shrink about as text does.
+fn prose(bytes: usize) -> Vec<u8> {
+    const WORDS: [&str; 16] = [
+        "snapshot ",
+        "of ",
+        "volume ",
+        "the ",
+        "replica ",
+        "extent ",
+        "and ",
+        "journal ",
+        "is ",
+        "generation ",
+        "to ",
+        "a ",
+        "commit ",
+        "in ",
+        "sealed ",
+        "by ",
+    ];
+    let dice = noise(7, bytes);
+    let words = dice.iter().flat_map(|at| WORDS[usize::from(at % 16)].bytes().chain([b'a' + at / 16]));
+    words.take(bytes).collect()
+}
+
+/// `--compress auto` finds out what holds the run up, and says so.
+#[test]
+fn a_slow_link_is_given_smaller_blocks_and_a_fast_one_is_not_kept_waiting() {
+    let ferry = Ferry::new();
+    let remote: Vec<String> = ferry.remote();
+    let run = |name: &str, bytes: usize, more: &[&str]| {
+        let (source, target) = (ferry.image(name, &prose(bytes)), ferry.name(&format!("{name}-copy")));
+        let options = [remote.iter().map(String::as_str).collect(), more.to_vec()].concat();
+        let summary = ferry.clone(&source, &format!("there:{target}"), &options);
+        equal(&source, &target);
+        summary.0["compress"].clone()
+    };
+    let slow = run("slow", 64 * MIB, &["--bandwidth", "4MiB/s"]);
+    assert_eq!(slow["setting"], "auto");
+    assert!(!slow["bottleneck"].is_null(), "{slow}");
+    assert!(["3", "6", "9"].iter().any(|level| slow["level"] == *level), "{slow}");
+    let fast = run("fast", 192 * MIB, &[]);
+    assert!(["none", "-5", "1"].iter().any(|level| fast["level"] == *level), "{fast}");
+    // Too short to find out anything.
+    let short = run("short", MIB, &[]);
+    assert!(short["level"] == "1" && short["bottleneck"].is_null(), "{short}");
+    let fixed = run("fixed", MIB, &["--compress=-3"]);
+    assert!(fixed["setting"] == "-3" && fixed["level"] == "-3" && fixed["plain_bytes_by_level"]["-3"] == MIB, "{fixed}");
+}
+
 /// A copy made by other means is found to be one; no manifest is needed to keep it.
 #[test]
 fn an_old_copy_is_adopted_and_only_its_differences_travel() {
