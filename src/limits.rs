@@ -214,6 +214,8 @@ pub const PAIRING_MESSAGE_BYTES_MAX: usize = 4096;
 pub const PAIR_LOCK_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time to wait for another process that changes the list of paired hosts, or a job's book.
 pub const CHANGE_LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time to wait for another run that makes snapshots in the same volume group: one lvm2 command may take its whole limit.
+pub const GROUP_LOCK_TIMEOUT: Duration = Duration::from_secs(300);
 /// Silence of the peer's kernel after which keepalives are sent, and the time between them.
 pub const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 /// Keepalives without an answer after which a connection counts as gone.
@@ -267,3 +269,8 @@ pub const METRICS_CALLERS_MAX: usize = 4;
 pub const METRICS_REQUEST_BYTES_MAX: usize = 8 << 10;
 /// Time for a request, and for taking the answer: a scrape is given up after ten seconds.
 pub const METRICS_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a wait for quiet looks at what was written.
+pub const QUIET_POLL: Duration = Duration::from_millis(500);
+/// Bytes of the history of runs, after which it is put aside; what was aside is dropped then. A run of two volumes takes
+/// about 1 KiB: each half holds a month of runs every ten minutes.
+pub const HISTORY_BYTES_MAX: u64 = 4 << 20;

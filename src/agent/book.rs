@@ -133,6 +133,10 @@ pub struct LegBook {
     pub failure: Option<Failure>,
     /// Tries in a row that failed.
     pub failures: u32,
+    /// What was tried: where to, with which key, from which generation. While it is the same, a failure that waits for an
+    /// operator is not tried again by schedule.
+    #[serde(default)]
+    pub tried: String,
 }
 
 /// Scheduled verification.
@@ -164,6 +168,13 @@ pub struct Current {
     pub counted: String,
     /// The last moment at which the source was still as that generation.
     pub unchanged_ms: u64,
+}
+
+impl Current {
+    /// Of this generation, whose source stood at `counted` and is still like it at `unchanged_ms`.
+    pub fn new(generation: u64, boot_id: String, counted: String, unchanged_ms: u64) -> Current {
+        Current { version: VERSION, generation, boot_id, counted, unchanged_ms }
+    }
 }
 
 impl JobBook {
@@ -250,7 +261,7 @@ impl Shelf {
     /// Writes that down.
     pub fn set_current(&self, relationship: &Uuid, current: Current) -> Result<()> {
         let files = HostFiles::new(&self.state.folder(Side::Sources, relationship));
-        write(&files, CURRENT, &Current { version: VERSION, ..current })
+        write(&files, CURRENT, &current)
     }
 }
 

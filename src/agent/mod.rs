@@ -1,13 +1,20 @@
 //! Jobs: what is replicated when, what became of it, and whom to tell.
 //!
-//! Begun: what agent.toml says, what is remembered of jobs and pairs, and what a run comes to. No command reads or
-//! writes any of it yet; a scheduler runs `clone` meanwhile (docs/OPERATING.md).
+//! `config` says what is wanted, `book` and `history` what happened, `run` does it once.
 
+pub mod bench;
 pub mod book;
 pub mod config;
 pub mod due;
 pub mod health;
+pub mod history;
 pub mod hooks;
+pub mod idle;
+pub mod ledger;
 pub mod metrics;
 pub mod notify;
 pub mod outcome;
+pub mod quiet;
+pub mod round;
+pub mod route;
+pub mod run;

@@ -154,6 +154,14 @@ impl LegResult {
         LegResult::Committed { generation: ack.generation, source_time_ms, mode: mode.to_owned(), amounts }
     }
 
+    /// What was moved, or would be.
+    pub fn amounts(&self) -> Option<&Amounts> {
+        match self {
+            LegResult::Committed { amounts, .. } | LegResult::Planned { amounts } => Some(amounts),
+            _ => None,
+        }
+    }
+
     /// The failure, if it is one.
     pub fn failure(&self) -> Option<&Failure> {
         match self {

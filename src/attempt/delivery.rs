@@ -158,7 +158,7 @@ pub fn known(state: &StateDir, source: &Path, target: &Place) -> Result<Option<S
 }
 
 /// The name's device without a question to lvm2.
-fn device_of(source: &Path) -> PathBuf {
+pub fn device_of(source: &Path) -> PathBuf {
     let device = Path::new("/dev").join(source);
     if !source.exists() && device.exists() { device } else { source.to_owned() }
 }

@@ -10,7 +10,7 @@ use crate::lvm::{Policy, Snapshot, Volume, leftovers, remove_leftover};
 use crate::ring::Choice;
 use crate::sender::Watch;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -65,7 +65,7 @@ impl Origin {
     }
 
     /// The volume to snapshot, if one is to be.
-    fn wants(&self, when: When) -> Result<Option<&Volume>> {
+    pub(super) fn wants(&self, when: When) -> Result<Option<&Volume>> {
         match (when, &self.volume) {
             (When::Always, None) => {
                 let message = format!(
@@ -80,28 +80,40 @@ impl Origin {
         }
     }
 
-    /// Opens what is to be read, with a snapshot where the policy asks for one.
+    /// Opens what is to be read, with a snapshot where the policy asks for one: one source alone. Several of one moment:
+    /// [`open_all`](super::open_all).
     pub fn open(&self, snapshots: &Snapshots, changed_bytes: Option<u64>, choice: Choice) -> Result<Reading> {
         if self.volume.is_some() {
             remove_what_died();
         }
         // Before lvm2 is asked, so that a replica never seems younger than it is.
         let taken_ms = now_ms();
-        let Some(volume) = self.wants(snapshots.when)? else {
-            let disk = RawDisk::open(&self.path, Access::Read, choice)?;
-            return Ok(Reading { disk, taken_ms, snapshot: None });
-        };
-        let run = Uuid::now_v7().to_string();
-        let snapshot = Snapshot::create(volume, &snapshots.policy, changed_bytes, &run)?;
-        let disk = RawDisk::open(snapshot.path(), Access::Read, choice)?;
-        Ok(Reading { disk, taken_ms, snapshot: Some(Watched::start(snapshot)) })
+        match self.wants(snapshots.when)? {
+            None => self.read_as_it_is(choice),
+            Some(volume) => {
+                let run = Uuid::now_v7().to_string();
+                Reading::of_snapshot(Snapshot::create(volume, &snapshots.policy, changed_bytes, &run)?, taken_ms, choice)
+            }
+        }
+    }
+
+    /// Opens the source itself.
+    pub(super) fn read_as_it_is(&self, choice: Choice) -> Result<Reading> {
+        let taken_ms = now_ms();
+        let disk = RawDisk::open(&self.path, Access::Read, choice)?;
+        Ok(Reading { disk, taken_ms, snapshot: None })
+    }
+
+    /// Whether lvm2 knows it.
+    pub(super) fn is_volume(&self) -> bool {
+        self.volume.is_some()
     }
 }
 
 /// Snapshots of ours whose process is gone are removed at each start: they take room and slow their volume
 /// down, whether or not this run makes one of its own. One that somebody mounted to look at it is no
 /// reason not to replicate.
-fn remove_what_died() {
+pub(super) fn remove_what_died() {
     let dead = leftovers(None).map(|found| found.into_iter().filter(|leftover| !leftover.owner_lives).collect::<Vec<_>>());
     match dead {
         Ok(dead) => dead.iter().for_each(|leftover| match remove_leftover(leftover) {
@@ -122,6 +134,22 @@ pub struct Reading {
 }
 
 impl Reading {
+    /// Of a snapshot, which is watched from now on.
+    pub(super) fn of_snapshot(snapshot: Snapshot, taken_ms: u64, choice: Choice) -> Result<Reading> {
+        let disk = RawDisk::open(snapshot.path(), Access::Read, choice)?;
+        Ok(Reading { disk, taken_ms, snapshot: Some(Watched::start(snapshot)) })
+    }
+
+    /// Bytes of its classic snapshot's store, which may grow; 0 where it has none.
+    pub fn room(&self) -> Arc<AtomicU64> {
+        self.snapshot.as_ref().map_or_else(Arc::default, |watched| watched.snapshot.room())
+    }
+
+    /// The device of its snapshot.
+    pub fn snapshot_path(&self) -> Option<PathBuf> {
+        self.snapshot.as_ref().map(|watched| watched.snapshot.path().to_owned())
+    }
+
     /// Bytes of what is read.
     pub fn bytes(&self) -> u64 {
         self.disk.bytes()

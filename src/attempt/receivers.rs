@@ -2,7 +2,7 @@
 
 use super::delivery::Host;
 use crate::error::{Error, Kind, Result};
-use crate::limits::{CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT};
+use crate::limits::HANDSHAKE_TIMEOUT;
 use crate::pin::Pin;
 use crate::progress::Progress;
 use crate::state::pairing::{self, KnownReceiver};
@@ -34,7 +34,7 @@ pub fn pin_of(state: &StateDir, address: &str, typed: Option<Pin>) -> Result<Pin
 /// Connects to the holder of `pin`.
 pub fn connect(host: &Host, address: &str, pin: Pin, protocol: Protocol, progress: &Progress) -> Result<Tls> {
     let key = own_key(&host.state)?;
-    let socket = tcp::connect(address, CONNECT_TIMEOUT, &progress.stop)?;
+    let socket = tcp::connect(address, host.terms.connect, &progress.stop)?;
     let raw = Raw { socket, peer: address.to_owned(), limit: HANDSHAKE_TIMEOUT, choice: host.choice, stop: Arc::clone(&progress.stop) };
     tls::connect(raw, &key, pin, protocol)
 }

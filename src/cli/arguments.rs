@@ -79,6 +79,16 @@ pub enum Command {
     /// of the two); DST may also be blockferry://HOST/REPLICA or blockferry://HOST:PORT/REPLICA, a replica of a receiver. The target of a new pair must be free of data: --overwrite says that it may be lost; blocks
     /// that are equal already are found and kept. Interrupted at any point, the same command goes on from there.
     Clone(CloneOptions),
+    /// Run jobs of agent.toml now: snapshot their volumes and replicate them
+    ///
+    /// Works with an agent or without one, and takes the same lock: exit 5 where the job is running already. A volume to
+    /// which nothing was written since its last snapshot is left alone. Exit 3 where only some transfers failed, else
+    /// the code of what failed.
+    Run(RunOptions),
+    /// Let a job's schedule stand still
+    Pause(PauseOptions),
+    /// Let a paused job's schedule go on
+    Resume(ResumeOptions),
     /// Read both sides and compare; exit 7 where they differ
     Verify(VerifyOptions),
     /// Show the jobs of agent.toml and how they are, and the pairs that are remembered here
@@ -264,6 +274,71 @@ pub struct CloneOptions {
     pub remote: RemoteOptions,
 }
 
+/// Where jobs are written down.
+#[derive(Debug, Args)]
+pub struct AgentConfigOption {
+    /// What is replicated where and when; conf.d/*.toml beside it is merged
+    #[arg(long, value_name = "FILE", default_value = crate::agent::config::AGENT_TOML)]
+    pub config: PathBuf,
+}
+
+/// Which jobs.
+#[derive(Debug, Args)]
+pub struct JobsOption {
+    /// Their names in agent.toml
+    #[arg(value_name = "JOB", required_unless_present = "all", conflicts_with = "all")]
+    pub jobs: Vec<String>,
+    /// All of them, one after the other
+    #[arg(long)]
+    pub all: bool,
+    /// Where jobs are written down.
+    #[command(flatten)]
+    pub config: AgentConfigOption,
+}
+
+/// Options of `run`.
+#[derive(Debug, Args)]
+pub struct RunOptions {
+    /// Which jobs.
+    #[command(flatten)]
+    pub jobs: JobsOption,
+    /// For timers: pass over paused jobs and what waits for an operator
+    #[arg(long)]
+    pub scheduled: bool,
+    /// Snapshot and read also what was not written to since the last run
+    #[arg(long)]
+    pub idle_too: bool,
+    /// The content of targets that are new may be lost
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+/// Options of `pause`.
+#[derive(Debug, Args)]
+pub struct PauseOptions {
+    /// The job's name in agent.toml
+    pub job: String,
+    /// End the pause by itself after this time, such as 2h or 1d
+    #[arg(long = "for", value_name = "TIME", value_parser = crate::settings::parse_duration)]
+    pub time: Option<Duration>,
+    /// Why, for whoever looks at the job meanwhile
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// Where jobs are written down.
+    #[command(flatten)]
+    pub config: AgentConfigOption,
+}
+
+/// Options of `resume`.
+#[derive(Debug, Args)]
+pub struct ResumeOptions {
+    /// The job's name in agent.toml
+    pub job: String,
+    /// Where jobs are written down.
+    #[command(flatten)]
+    pub config: AgentConfigOption,
+}
+
 /// Options of `verify`.
 #[derive(Debug, Args)]
 pub struct VerifyOptions {
@@ -433,12 +508,15 @@ pub enum ConfigAction {
 /// Which configuration.
 #[derive(Debug, Args)]
 pub struct ConfigFile {
-    /// That of the receiver
-    #[arg(long, required = true)]
+    /// receiver.toml: what is served, and to whom
+    #[arg(long, conflicts_with = "agent")]
     pub receiver: bool,
-    /// The file
-    #[arg(long, value_name = "FILE", default_value = crate::serve::config::RECEIVER_TOML)]
-    pub config: PathBuf,
+    /// agent.toml: what is replicated where and when; taken for granted where --receiver does not stand
+    #[arg(long)]
+    pub agent: bool,
+    /// The file [default: /etc/blockferry/agent.toml or receiver.toml]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
 }
 
 /// Options of `sender`.

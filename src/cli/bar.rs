@@ -12,7 +12,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-const TICK: Duration = Duration::from_millis(100);
+pub(super) const TICK: Duration = Duration::from_millis(100);
 const JSON_EVERY: Duration = Duration::from_secs(1);
 const LINE_EVERY: Duration = Duration::from_secs(60);
 
@@ -32,7 +32,8 @@ impl Bar {
         let (json, terminal) = (output.json, output.is_terminal());
         let (here, there) = (Arc::clone(here), Arc::clone(there));
         let thread = std::thread::spawn(move || {
-            let mut display = Display::new(json, terminal);
+            let bar = terminal.then(|| ProgressBar::new(0));
+            let mut display = Display::new(json, bar, None);
             while ended.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
                 display.draw(busier(&here, &there));
             }
@@ -51,17 +52,25 @@ impl Drop for Bar {
     }
 }
 
+/// What a transfer of a run is called, beside others of the same time.
+pub(super) struct Name {
+    pub(super) job: String,
+    pub(super) source: String,
+    pub(super) receiver: String,
+}
+
 /// While the sender only waits, the receiver's work is the one to show.
-fn busier<'a>(here: &'a Progress, there: &'a Progress) -> &'a Progress {
+pub(super) fn busier<'a>(here: &'a Progress, there: &'a Progress) -> &'a Progress {
     match here.phase() {
         Phase::Connect | Phase::Commit if there.phase() != Phase::Connect => there,
         _ => here,
     }
 }
 
-struct Display {
+pub(super) struct Display {
     json: bool,
     bar: Option<ProgressBar>,
+    name: Option<Name>,
     phase: Option<Phase>,
     since: Instant,
     printed: Instant,
@@ -69,19 +78,20 @@ struct Display {
 }
 
 impl Display {
-    fn new(json: bool, terminal: bool) -> Display {
-        let bar = terminal.then(|| {
-            let bar = ProgressBar::new(0);
-            let style = ProgressStyle::with_template(
-                "{prefix:>11} {wide_bar} {percent:>3}% {bytes}/{total_bytes} {binary_bytes_per_sec} {eta} {msg}",
-            );
+    /// On this bar where there is a terminal. `name`: which of several.
+    pub(super) fn new(json: bool, bar: Option<ProgressBar>, name: Option<Name>) -> Display {
+        let which = name.as_ref().map(|name| format!("{} → {}: ", name.source, name.receiver)).unwrap_or_default();
+        if let Some(bar) = &bar {
+            let which = which.replace('{', "{{").replace('}', "}}");
+            let style = ProgressStyle::with_template(&format!(
+                "{which}{{prefix:>11}} {{wide_bar}} {{percent:>3}}% {{bytes}}/{{total_bytes}} {{binary_bytes_per_sec}} {{eta}} {{msg}}",
+            ));
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-            bar
-        });
-        Display { json, bar, phase: None, since: Instant::now(), printed: Instant::now(), told_stop: false }
+        }
+        Display { json, bar, name, phase: None, since: Instant::now(), printed: Instant::now(), told_stop: false }
     }
 
-    fn draw(&mut self, progress: &Progress) {
+    pub(super) fn draw(&mut self, progress: &Progress) {
         let phase = progress.phase();
         let (total, scanned) = (progress.total_bytes.load(Relaxed), progress.scanned_bytes.load(Relaxed));
         let (changed, sent) = (progress.changed_bytes.load(Relaxed), progress.sent_bytes.load(Relaxed));
@@ -113,15 +123,21 @@ impl Display {
         }
         self.printed = Instant::now();
         if self.json {
-            let line = json!({
+            let mut line = json!({
                 "type": "progress", "phase": phase.word(), "total_bytes": total, "scanned_bytes": scanned,
                 "changed_bytes": changed, "sent_bytes": sent, "seconds": self.since.elapsed().as_secs_f64(),
             });
+            if let Some(Name { job, source, receiver }) = &self.name {
+                line["job"] = json!(job);
+                line["source"] = json!(source);
+                line["receiver"] = json!(receiver);
+            }
             print(&line.to_string());
         } else {
             let percent = (scanned * 100).checked_div(total).unwrap_or(0);
+            let which = self.name.as_ref().map(|name| format!("{} → {}: ", name.source, name.receiver)).unwrap_or_default();
             log::info(format!(
-                "{} {percent} % of {}, changed {}, sent {}",
+                "{which}{} {percent} % of {}, changed {}, sent {}",
                 phase.word(),
                 HumanBytes(total),
                 HumanBytes(changed),
@@ -130,7 +146,8 @@ impl Display {
         }
     }
 
-    fn clear(&self) {
+    /// Takes the bar away.
+    pub(super) fn clear(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }

@@ -2,18 +2,23 @@
 
 mod arguments;
 mod bar;
+mod bars;
 mod clone;
 mod config;
 mod configured;
 mod doctor;
+mod jobs;
+mod legs;
 mod manifest;
 mod metrics;
 mod monitor;
 mod output;
 mod pair;
+mod pause;
 mod promote;
 mod receiver;
 mod resync;
+mod run;
 mod sender;
 mod signals;
 mod status;
@@ -43,6 +48,9 @@ pub fn main() -> ExitCode {
     let output = Output { far_end, ..Output::new(&arguments.common) };
     let result = match arguments.command {
         Command::Clone(options) => clone::run(&arguments.common, &options, &output),
+        Command::Run(options) => run::run(&arguments.common, &options, &output),
+        Command::Pause(options) => pause::pause(&arguments.common, &options, &output),
+        Command::Resume(options) => pause::resume(&arguments.common, &options, &output),
         Command::Verify(options) => verify::run(&arguments.common, &options, &output),
         Command::Status(options) => status::run(&arguments.common, &options, &output),
         // Its exit codes are those of monitoring plug-ins.

@@ -11,6 +11,7 @@ pub mod readonly;
 pub mod scan;
 pub mod shared;
 mod stack;
+pub mod writes;
 
 pub use crate::ring::{Action, AlignedBuf, Completion, Pool, Request, Run};
 

@@ -21,7 +21,8 @@ pub mod volume;
 mod fake;
 
 pub use crate::settings::Share as Room;
+pub use command::mapper_events;
 pub use leftover::{Leftover, leftovers, remove_leftover};
 pub use policy::{CowSize, Policy};
-pub use snapshot::{Fill, Snapshot};
+pub use snapshot::{Fill, Prepared, Snapshot};
 pub use volume::Volume;

@@ -52,6 +52,11 @@ pub enum CowSize {
 }
 
 impl Policy {
+    /// With twice the room that was not enough.
+    pub fn larger(&self, cow_bytes: u64) -> Policy {
+        Policy { size: CowSize::Fixed(cow_bytes.saturating_mul(2)), ..self.clone() }
+    }
+
     /// The COW store for a volume of `origin_bytes`, or why the group cannot give it.
     /// `changed_bytes`: what changed between the last two snapshots, if known.
     pub fn cow_bytes(&self, origin_bytes: u64, changed_bytes: Option<u64>, vg: &Vg) -> Result<u64> {

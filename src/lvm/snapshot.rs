@@ -14,6 +14,8 @@ use crate::lvm::policy::Policy;
 use crate::lvm::report::Lv;
 use crate::lvm::volume::{Volume, row};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How full a snapshot is.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,13 +32,25 @@ pub struct Snapshot {
     policy: Policy,
     name: String,
     path: PathBuf,
+    /// Bytes of its COW store; none where it has no store of its own.
+    room: Arc<AtomicU64>,
     removed: bool,
 }
 
-impl Snapshot {
-    /// Makes a snapshot: classic with a COW store by `policy`, or thin when the volume is thin.
-    /// `changed_bytes`: what changed between the last two snapshots, if that is known.
-    pub fn create(volume: &Volume, policy: &Policy, changed_bytes: Option<u64>, run_id: &str) -> Result<Snapshot> {
+/// A snapshot that may be made: everything that asks lvm2 first is behind it, so that several can be made one right after
+/// the other.
+pub struct Prepared {
+    volume: Volume,
+    policy: Policy,
+    run_id: String,
+    cow_bytes: Option<u64>,
+}
+
+impl Prepared {
+    /// Looks whether a snapshot can be made, and how large it is to be: classic with a COW store by `policy`, or thin
+    /// when the volume is thin. `changed_bytes`: what changed between the last two snapshots, if that is known.
+    /// `promised_bytes`: room of the group that is meant for others of the same moment.
+    pub fn new(volume: &Volume, policy: &Policy, changed_bytes: Option<u64>, promised_bytes: u64, run_id: &str) -> Result<Prepared> {
         may_be_tagged(run_id)?;
         let lv = &volume.lv;
         let what = || format!("snapshot {}", lv.label());
@@ -47,24 +61,45 @@ impl Snapshot {
             volume.tools.need_device_mapper()?;
             return Err(Error::new(Kind::Snapshot, format!("{0} is not active: `lvchange -ay {0}`", lv.label())));
         }
-        let size = if lv.is_thin() {
+        let cow_bytes = if lv.is_thin() {
             pool_has_room(volume).within(what)?;
             None
         } else {
-            let vg = volume.group()?;
+            let mut vg = volume.group()?;
+            vg.free_bytes = vg.free_bytes.saturating_sub(promised_bytes);
             Some(policy.cow_bytes(lv.bytes, changed_bytes, &vg).within(what)?)
         };
+        Ok(Prepared { volume: volume.clone(), policy: policy.clone(), run_id: run_id.to_owned(), cow_bytes })
+    }
+
+    /// What it takes of its volume group.
+    pub fn cow_bytes(&self) -> u64 {
+        self.cow_bytes.unwrap_or(0)
+    }
+
+    /// Makes it: one command of lvm2. [`Snapshot::locate`] finds its device.
+    pub fn make(self) -> Result<Snapshot> {
+        let Prepared { volume, policy, run_id, cow_bytes } = self;
         // From here on a failure removes what may have been made: the value exists before the snapshot.
-        let mut snapshot = Snapshot {
-            volume: volume.clone(),
-            policy: policy.clone(),
-            name: snapshot_name(&lv.name, run_id),
-            path: PathBuf::new(),
-            removed: false,
-        };
-        snapshot.lvcreate(size, run_id).within(what)?;
-        snapshot.path = PathBuf::from(snapshot.row().within(what)?.path);
+        let name = snapshot_name(&volume.lv.name, &run_id);
+        let snapshot =
+            Snapshot { volume, policy, name, path: PathBuf::new(), room: Arc::new(cow_bytes.unwrap_or(0).into()), removed: false };
+        snapshot.lvcreate(cow_bytes, &run_id).within(|| format!("snapshot {}", snapshot.volume.label()))?;
         Ok(snapshot)
+    }
+}
+
+impl Snapshot {
+    /// Makes a snapshot of one volume alone.
+    pub fn create(volume: &Volume, policy: &Policy, changed_bytes: Option<u64>, run_id: &str) -> Result<Snapshot> {
+        Prepared::new(volume, policy, changed_bytes, 0, run_id)?.make()?.locate()
+    }
+
+    /// Finds the device of a snapshot that was made just now.
+    pub fn locate(mut self) -> Result<Snapshot> {
+        let row = self.row().within(|| format!("snapshot {}", self.volume.label()))?;
+        self.path = PathBuf::from(row.path);
+        Ok(self)
     }
 
     fn lvcreate(&self, cow_bytes: Option<u64>, run_id: &str) -> Result<()> {
@@ -85,6 +120,11 @@ impl Snapshot {
     /// `vg/lv` of the snapshot.
     pub fn label(&self) -> String {
         format!("{}/{}", self.volume.lv.vg, self.name)
+    }
+
+    /// Bytes of its COW store, which grows while it is watched; 0 for a thin one.
+    pub fn room(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.room)
     }
 
     /// The device to read.
@@ -122,6 +162,7 @@ impl Snapshot {
         let label = self.label();
         let size = format!("+{step}b");
         self.volume.tools.lvm(&["lvextend", "-qq", "-y", "-L", &size, &label]).within(|| format!("extend snapshot {label}"))?;
+        self.room.store(now + step, Ordering::Relaxed);
         Ok(true)
     }
 
@@ -205,7 +246,6 @@ fn may_be_tagged(run_id: &str) -> Result<()> {
 mod tests {
     use super::*;
     use crate::lvm::fake::{Fake, Row};
-    use std::sync::Arc;
 
     const RUN: &str = "01999999-aaaa-7bbb-8ccc-0123456789ab";
 

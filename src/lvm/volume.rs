@@ -50,6 +50,11 @@ impl Volume {
         self.lv.label()
     }
 
+    /// The name of its volume group.
+    pub fn vg(&self) -> &str {
+        &self.lv.vg
+    }
+
     /// Its device node.
     pub fn path(&self) -> &Path {
         Path::new(&self.lv.path)

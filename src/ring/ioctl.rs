@@ -9,6 +9,7 @@ mod raw {
     nix::ioctl_read!(size_in_bytes, 0x12, 114, u64);
     nix::ioctl_read_bad!(logical_block, nix::request_code_none!(0x12, 104), nix::libc::c_int);
     nix::ioctl_read_bad!(physical_block, nix::request_code_none!(0x12, 123), nix::libc::c_uint);
+    nix::ioctl_none_bad!(flush_buffers, nix::request_code_none!(0x12, 97));
     nix::ioctl_read_bad!(read_only, nix::request_code_none!(0x12, 94), nix::libc::c_int);
     nix::ioctl_write_ptr_bad!(set_read_only, nix::request_code_none!(0x12, 93), nix::libc::c_int);
 }
@@ -50,6 +51,13 @@ pub(crate) fn set_read_only(file: &File, read_only: bool) -> io::Result<()> {
     let flag = nix::libc::c_int::from(read_only);
     // SAFETY: the descriptor is open for as long as `file` is borrowed; the kernel reads one int from a local.
     unsafe { raw::set_read_only(file.as_raw_fd(), &flag)? };
+    Ok(())
+}
+
+/// Writes out what the page cache holds for a block device, that of the file system mounted on it included (BLKFLSBUF).
+pub(crate) fn flush_buffers(file: &File) -> io::Result<()> {
+    // SAFETY: the descriptor is open for as long as `file` is borrowed; the call takes no argument.
+    unsafe { raw::flush_buffers(file.as_raw_fd())? };
     Ok(())
 }
 

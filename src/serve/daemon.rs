@@ -111,7 +111,7 @@ pub fn serve_one(
     let entry = config.clients.iter().find(|entry| entry.name == client);
     let tables = std::iter::once(&config.bandwidth).chain(entry.map(|entry| &entry.bandwidth));
     let pace = Pace::new(tables.map(|table| Limiter::new(table.clone())));
-    let terms = Terms { stall: stall.unwrap_or(config.stall_timeout), pace };
+    let terms = Terms { stall: stall.unwrap_or(config.stall_timeout), pace, ..Terms::default() };
     let mut wire = attempt::stdio(choice, &terms, progress)?;
     let Some(entry) = entry else {
         let error = Error::new(Kind::Refused, format!("there is no client {client:?} in the receiver's configuration"));
@@ -444,7 +444,7 @@ impl Shared {
         let client = Client { name: name.clone(), from: from.to_string(), grants };
         let mut served = Served::new(Arc::clone(config), client, Arc::clone(&self.busy), host, deadline, Arc::clone(&connection.asked));
         let (_counted, count) = Counted::one(&self.sessions);
-        let terms = Terms { stall: config.stall_timeout, pace: self.pace(config, &name) };
+        let terms = Terms { stall: config.stall_timeout, pace: self.pace(config, &name), ..Terms::default() };
         // Until its first frame the deadline above holds.
         let result = Wire::on_terms(Box::new(tls), &terms, None).and_then(|mut wire| {
             if count > config.sessions_max {

@@ -100,6 +100,13 @@ impl StateDir {
         Ok(folder)
     }
 
+    /// The folder that stands for a volume group while snapshots are made in it: it holds a lock and nothing else.
+    pub fn group(&self, vg: &str) -> Result<PathBuf> {
+        let folder = self.root.join("groups").join(vg);
+        make_dir(&folder)?;
+        Ok(folder)
+    }
+
     /// The agent's folder.
     pub fn agent(&self) -> Result<PathBuf> {
         let folder = self.root.join("agent");

@@ -19,13 +19,15 @@ pub use pace::Pace;
 pub use wire::Wire;
 
 use crate::error::Result;
-use crate::limits::STALL_TIMEOUT;
+use crate::limits::{CONNECT_TIMEOUT, STALL_TIMEOUT};
 use crate::ring::AlignedBuf;
 use std::time::Duration;
 
 /// What a connection to another host is held to.
 #[derive(Clone, Debug)]
 pub struct Terms {
+    /// How long a connection may take to be made.
+    pub connect: Duration,
     /// How long the peer may go without progress.
     pub stall: Duration,
     /// How fast bytes may move.
@@ -34,7 +36,7 @@ pub struct Terms {
 
 impl Default for Terms {
     fn default() -> Terms {
-        Terms { stall: STALL_TIMEOUT, pace: Pace::default() }
+        Terms { connect: CONNECT_TIMEOUT, stall: STALL_TIMEOUT, pace: Pace::default() }
     }
 }
 

@@ -29,7 +29,7 @@ pub struct AgentConfig {
 impl AgentConfig {
     /// Reads and checks agent.toml and, in the order of their names, `conf.d/*.toml` beside it.
     pub fn load(path: &Path) -> Result<AgentConfig> {
-        let hint = || format!("read {} (docs/examples/agent.toml is one to begin with)", path.display());
+        let hint = || format!("read {} (`blockferry config example` prints one to begin with)", path.display());
         let mut texts = vec![(path.to_owned(), std::fs::read_to_string(path).context(Kind::Usage, hint)?)];
         let folder = path.parent().unwrap_or(Path::new("")).join("conf.d");
         if folder.is_dir() {

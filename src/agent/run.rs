@@ -1,0 +1,199 @@
+//! One run of a job, from its lock to its line in the history.
+//!
+//! | step | what a kill -9 right behind it leaves | who cleans it |
+//! |---|---|---|
+//! | the job's lock is taken | nothing: the kernel lets go of it | – |
+//! | the book says *running* | a run without an outcome | the next run gives it its line in the history |
+//! | waiting for quiet, looking who is idle | the same | – |
+//! | snapshots are made | snapshots with our tags whose process is gone | the next run that makes one in any job, `clone`, `doctor --fix` |
+//! | transfers | at each receiver a journal to go on from; the cursor of each pair stays with its last commit | the next run |
+//! | a commit is acknowledged | a pair without its count: its volume is not taken for idle | the next run, with a snapshot |
+//! | snapshots are removed, each as soon as its volume is through | – | – |
+//! | the book has the outcome | a run that is missing in the history only | nobody: `status` tells it from the book |
+//! | the history has its line | nothing | – |
+//!
+//! A daemon, a timer and a person come through the same lock: who is second gets [`Kind::Locked`].
+
+use super::bench::Bench;
+use super::book::{JobBook, Running};
+use super::config::{Job, OnOverflow};
+use super::idle::Counted;
+use super::outcome::{Cause, Failure, Leg, LegResult, RunReport};
+use super::quiet;
+use super::round::{Landed, Load, Round};
+use super::route::{Route, passed_over, routes};
+use super::{history, ledger};
+use crate::attempt::{device_of, now_ms};
+use crate::error::{Error, Kind, Result};
+use crate::format::stream::Purpose;
+use crate::state::SourceRecord;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use uuid::Uuid;
+
+/// Runs a job. What failed on the way is in the report; an error is that of a run that never began, or of what could not
+/// be written down.
+pub fn run(bench: &Bench, job: &Job, cause: Cause, stop: &Arc<AtomicBool>) -> Result<RunReport> {
+    let _lock = bench.shelf.lock(&job.name)?;
+    let run_id = Uuid::now_v7().to_string();
+    let started_ms = now_ms();
+    let running = Running { run_id: run_id.clone(), pid: std::process::id(), started_ms };
+    let (dead, book) = bench.shelf.change(&job.name, |book| {
+        let dead = ledger::open(book, running, &job.name, started_ms);
+        (dead, book.clone())
+    })?;
+    if let Some(dead) = dead {
+        history::append(&bench.shelf, &dead)?;
+    }
+    let routes = routes(job);
+    let round = Round { bench, job, routes: &routes, run_id: &run_id, purpose: Purpose::Replicate, stop };
+    let mut pass = Pass { round, book: &book, tried: Vec::new(), landed: Vec::new(), troubles: Vec::new() };
+    let ended = pass.go(cause);
+    let failure = ended.err().or_else(|| pass.trouble()).as_ref().map(Failure::from);
+    let (legs, tried) = pass.legs(failure.as_ref());
+    let report = RunReport { run_id: run_id.clone(), job: job.name.clone(), cause, started_ms, finished_ms: now_ms(), legs, failure };
+    bench.shelf.change(&job.name, |book| ledger::close(book, &report, &tried))?;
+    history::append(&bench.shelf, &report)?;
+    Ok(report)
+}
+
+/// A run under way.
+struct Pass<'a> {
+    round: Round<'a>,
+    book: &'a JobBook,
+    /// What each route is tried with.
+    tried: Vec<String>,
+    landed: Vec<Landed>,
+    /// What went wrong beside the transfers.
+    troubles: Vec<Error>,
+}
+
+impl Pass<'_> {
+    fn go(&mut self, cause: Cause) -> Result<()> {
+        let Round { bench, job, routes, stop, .. } = self.round;
+        let known = routes.iter().map(|route| route.known(bench.shelf.state())).collect::<Result<Vec<_>>>()?;
+        self.tried = routes.iter().zip(&known).map(|(route, known)| route.tried(known.as_ref())).collect();
+        let mut due = Vec::new();
+        for (route, why) in passed_over(routes, &self.tried, self.book, cause).into_iter().enumerate() {
+            match why {
+                Some(why) => self.land(route, LegResult::PassedOver { why }),
+                None => due.push(route),
+            }
+        }
+        let sources: Vec<PathBuf> = job.volumes.iter().map(|volume| volume.source.clone()).collect();
+        if !due.is_empty() {
+            // That it did not come is no failure: a snapshot is as good as any, only larger to hold.
+            quiet::wait(&sources, job.quiet_after, job.quiet_wait_max, stop)?;
+        }
+        let idle = if bench.idle_too { Vec::new() } else { self.idle(&due, &known)? };
+        due.retain(|route| !idle.iter().any(|(load, _)| load.routes.contains(route)));
+        let loads = loads(routes, &due);
+        if loads.is_empty() {
+            return Ok(());
+        }
+        let landed = self.round.go(loads, &idle, &mut self.troubles)?;
+        self.landed.extend(landed);
+        if job.snapshot.on_overflow == OnOverflow::RetryLarger {
+            self.again_with_more_room()?;
+        }
+        Ok(())
+    }
+
+    /// The sources that are still what their receivers have, with the routes for which that is so: they have landed.
+    fn idle(&mut self, due: &[usize], known: &[Option<SourceRecord>]) -> Result<Vec<(Load, Counted)>> {
+        let shelf = &self.round.bench.shelf;
+        let mut idle = Vec::new();
+        for load in loads(self.round.routes, due) {
+            let device = device_of(&load.source);
+            let mut candidates = Vec::new();
+            let Some(counted) = Counted::now(&device) else { continue };
+            for route in load.routes.iter().copied() {
+                let Some(record) = &known[route] else { continue };
+                let is_well = self.round.routes[route].entry(self.book).is_none_or(|entry| entry.failure.is_none());
+                if is_well && counted.is_of(shelf.current(&record.relationship)?.as_ref(), record) {
+                    candidates.push((route, record));
+                }
+            }
+            let now = now_ms();
+            // The page cache is written out only of what seems to be idle: elsewhere the snapshot does it.
+            if candidates.is_empty() || Counted::settled(&device).as_ref() != Some(&counted) {
+                continue;
+            }
+            for (route, record) in &candidates {
+                counted.keep(shelf, record, now)?;
+                let result = LegResult::Idle { generation: record.generation };
+                self.landed.push(Landed { route: *route, result, seconds: 0.0, overflowed: None });
+            }
+            let routes = candidates.iter().map(|(route, _)| *route).collect();
+            idle.push((Load { routes, ..load }, counted));
+        }
+        Ok(idle)
+    }
+
+    /// One more try, at once, for what overflowed.
+    fn again_with_more_room(&mut self) -> Result<()> {
+        let overflowed = |landed: &Landed| landed.overflowed.map(|bytes| (landed.route, bytes));
+        let short: Vec<(usize, u64)> = self.landed.iter().filter_map(overflowed).collect();
+        let routes: Vec<usize> = short.iter().map(|(route, _)| *route).collect();
+        let mut loads = loads(self.round.routes, &routes);
+        for load in &mut loads {
+            load.overflowed = short.iter().filter(|(route, _)| load.routes.contains(route)).map(|(_, bytes)| *bytes).max();
+        }
+        if loads.is_empty() {
+            return Ok(());
+        }
+        let landed = self.round.go(loads, &[], &mut self.troubles)?;
+        self.landed.extend(landed);
+        Ok(())
+    }
+
+    /// What ended the run as a whole although every route has its result: a stop, or what went wrong beside the transfers.
+    fn trouble(&mut self) -> Option<Error> {
+        let interrupted = |failure: &Failure| failure.kind() == Kind::Interrupted;
+        let stopped = self.landed.iter().filter_map(|landed| landed.result.failure()).find(|failure| interrupted(failure));
+        stopped.map(Failure::error).or_else(|| self.troubles.drain(..).next())
+    }
+
+    fn land(&mut self, route: usize, result: LegResult) {
+        self.landed.push(Landed { route, result, seconds: 0.0, overflowed: None });
+    }
+
+    /// The legs in the order of the configuration, and what each was tried with. What never had its turn says why.
+    fn legs(self, failure: Option<&Failure>) -> (Vec<Leg>, Vec<String>) {
+        let routes = self.round.routes;
+        let state = self.round.bench.shelf.state();
+        let mut landed: Vec<Option<Landed>> = routes.iter().map(|_| None).collect();
+        // A later landing of the same route counts: it was tried again, or was not idle after all.
+        for one in self.landed {
+            let at = one.route;
+            landed[at] = Some(one);
+        }
+        let why = failure.map_or_else(String::new, |failure| failure.message.clone());
+        let leg = |(route, landed): (&Route<'_>, Option<Landed>)| {
+            let known = route.known(state).ok().flatten();
+            let (result, seconds) = match landed {
+                Some(landed) => (landed.result, landed.seconds),
+                None => (LegResult::PassedOver { why: why.clone() }, 0.0),
+            };
+            route.leg(known.as_ref(), result, seconds)
+        };
+        let legs = routes.iter().zip(landed).map(leg).collect();
+        let mut tried = self.tried;
+        tried.resize(routes.len(), String::new());
+        (legs, tried)
+    }
+}
+
+/// The sources of these routes, each once.
+fn loads(routes: &[Route<'_>], due: &[usize]) -> Vec<Load> {
+    let mut loads: Vec<Load> = Vec::new();
+    for route in due {
+        let source = &routes[*route].volume.source;
+        match loads.iter_mut().find(|load| load.source == *source) {
+            Some(load) => load.routes.push(*route),
+            None => loads.push(Load { source: source.clone(), routes: vec![*route], overflowed: None }),
+        }
+    }
+    loads
+}

@@ -1,0 +1,118 @@
+//! What the kernel has counted of writes to a device: as long as the count stays as it is, so does the content.
+//!
+//! What is compared is text that holds all there is to say about it: which device this is (`diskseq` is another after each
+//! attaching, whatever its name), its size, and the sectors written and discarded. Requests are not counted: a flush
+//! without data is one. A write counts when it ends, so a count is only given while none is under way.
+//!
+//! Only devices that nobody can write around the counter have one: whole disks and their partitions, md, device mapper
+//! (whose table may change, see [`Count::mapper`]), and loop devices together with the times of their file. An image file
+//! has none: what a writer maps into its memory changes no time that we could go by.
+
+use super::stack::{Node, attribute, loop_file, whole_disk};
+use crate::error::{Context, Error, Kind, Result};
+use crate::limits::HELPER_TIMEOUT;
+use crate::ring::ioctl;
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::mpsc;
+
+/// A count of a device's writes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Count {
+    /// All of it. Equal texts of one boot: nothing was written in between.
+    pub text: String,
+    /// A device of device mapper: what it maps may change under it without a write (a snapshot merged back), and only
+    /// device mapper counts that.
+    pub mapper: Option<(u64, u64)>,
+}
+
+/// Names of drivers whose devices are written through this kernel only.
+const DISKS: [&str; 6] = ["sd", "nvme", "vd", "xvd", "mmcblk", "md"];
+
+/// What was written to the device behind `path` so far; `None`: nobody counts it, or a write is under way.
+pub fn count(path: &Path) -> Option<Count> {
+    let Ok(Node::Device(number)) = Node::of(path) else { return None };
+    let folder = number.folder();
+    let disk = whole_disk(&folder).map_or_else(|| folder.clone(), |disk| disk.folder());
+    // Where statistics are off, the numbers stand still and mean nothing.
+    (attribute(&disk, "queue/iostats")? == "1").then_some(())?;
+    let under_way = attribute(&folder, "inflight")?;
+    (under_way.split_whitespace().nth(1)? == "0").then_some(())?;
+    let stat = Stat::parse(&attribute(&folder, "stat")?)?;
+    let (seq, sectors) = (attribute(&disk, "diskseq")?, attribute(&folder, "size")?);
+    let mut text = format!("device {number} seq {seq} size {sectors} written {} discarded {}", stat.written, stat.discarded);
+    let is_mapper = folder.join("dm").is_dir();
+    if let Some(file) = loop_file(&folder) {
+        text += &times(&file)?;
+    } else if !is_mapper {
+        let name = disk.file_name()?.to_str()?;
+        DISKS.iter().any(|driver| name.starts_with(driver)).then_some(())?;
+    }
+    Some(Count { text, mapper: is_mapper.then(|| number.parts()) })
+}
+
+/// Something that changes when the device or file is written to; good enough to wait for a quiet moment by.
+pub fn stirring(path: &Path) -> Option<String> {
+    match Node::of(path).ok()? {
+        Node::Device(number) => Stat::parse(&attribute(&number.folder(), "stat")?).map(|stat| format!("{stat:?}")),
+        Node::File { .. } => times(path),
+    }
+}
+
+/// Writes out what the page cache holds for a device and the file system on it: what is not on its way to the device is
+/// not counted either. A device that does not answer is given up after a while, and the thread with it.
+pub fn settle(path: &Path) -> Result<()> {
+    let what = || format!("write out what is cached of {}", path.display());
+    let file = File::open(path).context(Kind::Failed, what)?;
+    let (done, waiting) = mpsc::channel();
+    std::thread::spawn(move || done.send(ioctl::flush_buffers(&file)));
+    let timeout = |_| Error::new(Kind::Failed, format!("{} took longer than {} s", what(), HELPER_TIMEOUT.as_secs()));
+    waiting.recv_timeout(HELPER_TIMEOUT).map_err(timeout)?.context(Kind::Failed, what)
+}
+
+fn times(file: &Path) -> Option<String> {
+    let found = fs::metadata(file).ok()?;
+    let (modified, changed) = ((found.mtime(), found.mtime_nsec()), (found.ctime(), found.ctime_nsec()));
+    Some(format!(" file {}:{} {}.{:09} {}.{:09}", found.dev(), found.ino(), modified.0, modified.1, changed.0, changed.1))
+}
+
+/// Sectors of a device's `stat` file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stat {
+    written: u64,
+    discarded: u64,
+}
+
+impl Stat {
+    /// The kernel's Documentation/block/stat.rst: the seventh number is sectors written, the fourteenth discarded.
+    fn parse(text: &str) -> Option<Stat> {
+        let numbers: Vec<u64> = text.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
+        Some(Stat { written: *numbers.get(6)?, discarded: *numbers.get(13)? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sectors_are_found_where_the_kernel_writes_them() {
+        let text = "     812        0    63216      124       57       40      776       90        0      136      214        3        0     4096        0        9       12";
+        assert_eq!(Stat::parse(text), Some(Stat { written: 776, discarded: 4096 }));
+        // Before Linux 4.18 there were no discards: such a count cannot be relied on.
+        assert_eq!(Stat::parse("1 2 3 4 5 6 7 8 9 10 11"), None);
+        assert_eq!(Stat::parse("a b"), None);
+    }
+
+    #[test]
+    fn an_image_file_has_no_count_and_yet_stirs() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert_eq!(count(file.path()), None);
+        let before = stirring(file.path()).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        fs::write(file.path(), "x").unwrap();
+        assert_ne!(stirring(file.path()).unwrap(), before);
+        assert_eq!((count(Path::new("/dev/null")), stirring(Path::new("/no/such/file"))), (None, None));
+    }
+}
