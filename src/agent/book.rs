@@ -166,14 +166,17 @@ pub struct Current {
     pub boot_id: String,
     /// What the kernel had counted before the snapshot of that generation was made.
     pub counted: String,
+    /// What it had counted when the run was over; empty: nothing.
+    #[serde(default)]
+    pub seen: String,
     /// The last moment at which the source was still as that generation.
     pub unchanged_ms: u64,
 }
 
 impl Current {
     /// Of this generation, whose source stood at `counted` and is still like it at `unchanged_ms`.
-    pub fn new(generation: u64, boot_id: String, counted: String, unchanged_ms: u64) -> Current {
-        Current { version: VERSION, generation, boot_id, counted, unchanged_ms }
+    pub fn new(generation: u64, boot_id: String, counted: String, seen: String, unchanged_ms: u64) -> Current {
+        Current { version: VERSION, generation, boot_id, counted, seen, unchanged_ms }
     }
 }
 

@@ -6,6 +6,11 @@
 //! before a volume is called idle it is written out, and what comes of that counts. Both counts are of one boot, of one
 //! attachment of one device, and of a device that nobody writes to around the counter (`disk::writes`).
 //!
+//! A file system that is mounted on this host never gets there by itself: to be snapshotted it is frozen and thawed, and
+//! writes both times. So the count at the end of each run is kept as well. Where it is still the same at the next one, the
+//! volume lies *still*: it is read as it is, without a snapshot, and believed if the count has not moved when all of it was
+//! read; else a snapshot is made after all. From then on the volume is idle.
+//!
 //! A receiver is not asked. That its replica is gone or promoted is found by the next write, by verification, or by
 //! `blockferry run --idle-too`.
 
@@ -49,10 +54,18 @@ impl Counted {
         record.generation > 0 && current.is_some_and(same)
     }
 
+    /// Whether nothing was written since the run that made the record's generation was over.
+    pub fn is_still(&self, current: Option<&Current>, record: &SourceRecord) -> bool {
+        let same =
+            |current: &Current| current.generation == record.generation && current.boot_id == self.boot_id && current.seen == self.text;
+        record.generation > 0 && current.is_some_and(same)
+    }
+
     /// Writes down that the source stood at this count when the snapshot of the record's generation was taken, and that it
-    /// was still so at `unchanged_ms`.
-    pub fn keep(&self, shelf: &Shelf, record: &SourceRecord, unchanged_ms: u64) -> Result<()> {
-        let current = Current::new(record.generation, self.boot_id.clone(), self.text.clone(), unchanged_ms);
+    /// was still so at `unchanged_ms`. `seen`: what is counted now.
+    pub fn keep(&self, shelf: &Shelf, record: &SourceRecord, seen: Option<&Counted>, unchanged_ms: u64) -> Result<()> {
+        let seen = seen.filter(|seen| seen.boot_id == self.boot_id).map_or_else(String::new, |seen| seen.text.clone());
+        let current = Current::new(record.generation, self.boot_id.clone(), self.text.clone(), seen, unchanged_ms);
         shelf.set_current(&record.relationship, current)
     }
 }
@@ -85,11 +98,13 @@ mod tests {
             changed_bytes: None,
         };
         let now = counted("boot", "written 7");
-        let current = |generation| Current::new(generation, "boot".into(), "written 7".into(), 9);
+        let current = |generation| Current::new(generation, "boot".into(), "written 7".into(), "written 8".into(), 9);
         assert!(now.is_of(Some(&current(3)), &record));
         assert!(!now.is_of(None, &record) && !now.is_of(Some(&current(2)), &record));
         assert!(!counted("next boot", "written 7").is_of(Some(&current(3)), &record));
         assert!(!counted("boot", "written 8").is_of(Some(&current(3)), &record));
+        assert!(counted("boot", "written 8").is_still(Some(&current(3)), &record) && !now.is_still(Some(&current(3)), &record));
+        assert!(!counted("next boot", "written 8").is_still(Some(&current(3)), &record));
         record.generation = 0;
         assert!(!now.is_of(Some(&current(0)), &record));
         assert_eq!((Counted::now(&source), Counted::settled(&source)), (None, None));

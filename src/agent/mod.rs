@@ -14,6 +14,7 @@ pub mod ledger;
 pub mod metrics;
 pub mod notify;
 pub mod outcome;
+pub mod plan;
 pub mod quiet;
 pub mod round;
 pub mod route;

@@ -43,6 +43,13 @@ pub fn is_transient(kind: Kind) -> bool {
     !matches!(kind, Kind::Operator | Kind::Refused | Kind::Usage | Kind::Differs)
 }
 
+/// The exit code of several: the one with which all of them failed, else that of a part. `None`: none failed.
+pub fn joint_exit(failures: &[&Failure], of: usize) -> Option<u8> {
+    let first = failures.first()?.exit;
+    let alike = failures.len() == of && failures.iter().all(|failure| failure.exit == first);
+    Some(if alike { first } else { Kind::Partial.exit_code() })
+}
+
 /// What started a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -198,13 +205,13 @@ impl RunReport {
         }
         let failed: Vec<(&Leg, &Failure)> = self.legs.iter().filter_map(|leg| Some((leg, leg.result.failure()?))).collect();
         let (leg, first) = failed.first()?;
-        let all_alike = failed.len() == self.legs.len() && failed.iter().all(|(_, failure)| failure.exit == first.exit);
+        let exit = joint_exit(&failed.iter().map(|(_, failure)| *failure).collect::<Vec<_>>(), self.legs.len())?;
         let place = format!("{} to {}", leg.source.display(), leg.receiver);
         let message = match failed.len() {
             1 => format!("{place}: {}", first.message),
             number => format!("{number} of {} transfers failed; the first, {place}: {}", self.legs.len(), first.message),
         };
-        Some(Failure { exit: if all_alike { first.exit } else { Kind::Partial.exit_code() }, message })
+        Some(Failure { exit, message })
     }
 
     /// Whether some of what failed may be helped by trying again later.

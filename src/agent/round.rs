@@ -9,7 +9,7 @@ use super::hooks::{Around, Stack};
 use super::idle::Counted;
 use super::outcome::{Failure, LegResult};
 use super::route::Route;
-use crate::attempt::{self, Delivery, Host, Origin, Reading, Snapshots, Wanted, changed_bytes, device_of, open_all};
+use crate::attempt::{self, Delivery, Host, Origin, Reading, Snapshots, Still, Wanted, changed_bytes, device_of, open_all};
 use crate::error::{Error, Kind, Result};
 use crate::format::stream::Purpose;
 use crate::progress::Progress;
@@ -25,8 +25,34 @@ pub struct Load {
     pub source: PathBuf,
     /// Which routes.
     pub routes: Vec<usize>,
-    /// Bytes of a snapshot's store that were not enough.
-    pub overflowed: Option<u64>,
+    /// What is done otherwise than the time before.
+    pub again: Option<Again>,
+    /// It lies still at this count: a snapshot of it is not needed.
+    pub still: Option<Counted>,
+}
+
+/// Another try at once, and what is to be otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Again {
+    /// A snapshot's store of so many bytes was not enough.
+    MoreRoom(u64),
+    /// What seemed to lie still was written to while it was read.
+    WithSnapshot,
+}
+
+impl Load {
+    /// The sources of these routes, each once.
+    pub fn of(routes: &[Route<'_>], due: &[usize]) -> Vec<Load> {
+        let mut loads: Vec<Load> = Vec::new();
+        for route in due {
+            let source = &routes[*route].volume.source;
+            match loads.iter_mut().find(|load| load.source == *source) {
+                Some(load) => load.routes.push(*route),
+                None => loads.push(Load { source: source.clone(), routes: vec![*route], again: None, still: None }),
+            }
+        }
+        loads
+    }
 }
 
 /// A route's outcome.
@@ -38,8 +64,8 @@ pub struct Landed {
     pub result: LegResult,
     /// How long it took.
     pub seconds: f64,
-    /// Its snapshot overflowed at so many bytes.
-    pub overflowed: Option<u64>,
+    /// Another try may help at once.
+    pub again: Option<Again>,
 }
 
 /// What a round works with.
@@ -120,7 +146,7 @@ impl Round<'_> {
         for ((load, origin), snapshots) in found.iter().zip(&snapshots) {
             let places = load.routes.iter().map(|route| &self.routes[*route].place);
             let changed_bytes = changed_bytes(self.bench.shelf.state(), &load.source, places)?;
-            wanted.push(Wanted { origin, snapshots, changed_bytes });
+            wanted.push(Wanted { origin, snapshots, changed_bytes, still: still(load, origin) });
         }
         let opened = open_all(self.bench.shelf.state(), &wanted, self.run_id, self.bench.choice, self.stop)?;
         drop(wanted);
@@ -152,7 +178,7 @@ impl Round<'_> {
         if self.purpose == Purpose::Plan {
             snapshots.when = attempt::When::Never;
         }
-        if let Some(bytes) = load.overflowed {
+        if let Some(Again::MoreRoom(bytes)) = load.again {
             snapshots.policy = snapshots.policy.larger(bytes);
         }
         snapshots
@@ -170,7 +196,7 @@ impl Round<'_> {
             Ok(reading) => reading,
             Err(error) => return landed.extend(load.routes.iter().map(|route| failed(*route, &error, 0.0, None))),
         };
-        let (taken_ms, room) = (reading.taken_ms, reading.room());
+        let (taken_ms, room, is_still) = (reading.taken_ms, reading.room(), reading.is_still());
         let entries: Vec<_> = load.routes.iter().map(|route| self.bench.board.begin(self.transfer(&self.routes[*route]))).collect();
         let transfers: Vec<Arc<Transfer>> = entries.iter().map(|entry| Arc::clone(&entry.transfer)).collect();
         let deliveries: Vec<Delivery<'_>> = load
@@ -188,11 +214,11 @@ impl Round<'_> {
         troubles.extend(replicated.removed.err());
         for (route, result) in load.routes.iter().zip(replicated.deliveries) {
             match result {
-                Err(error) => landed.push(failed(*route, &error, seconds, overflowed(&error, &room))),
+                Err(error) => landed.push(failed(*route, &error, seconds, again(&error, &room, is_still))),
                 Ok(report) => {
                     let result = LegResult::of(&report, taken_ms);
-                    troubles.extend(self.note_current(*route, &result, counted.as_ref(), taken_ms).err());
-                    landed.push(Landed { route: *route, result, seconds, overflowed: None });
+                    troubles.extend(self.note_current(*route, &result, counted.as_ref(), &origin, taken_ms).err());
+                    landed.push(Landed { route: *route, result, seconds, again: None });
                 }
             }
         }
@@ -211,21 +237,34 @@ impl Round<'_> {
     }
 
     /// What was counted goes with the generation that was committed, and no other.
-    fn note_current(&self, route: usize, result: &LegResult, counted: Option<&Counted>, taken_ms: u64) -> Result<()> {
+    fn note_current(&self, route: usize, result: &LegResult, counted: Option<&Counted>, origin: &Origin, taken_ms: u64) -> Result<()> {
         let (LegResult::Committed { generation, .. }, Some(counted)) = (result, counted) else { return Ok(()) };
         match self.routes[route].known(self.bench.shelf.state())? {
-            Some(record) if record.generation == *generation => counted.keep(&self.bench.shelf, &record, taken_ms),
+            Some(record) if record.generation == *generation => {
+                counted.keep(&self.bench.shelf, &record, Counted::now(&origin.path).as_ref(), taken_ms)
+            }
             _ => Ok(()),
         }
     }
 }
 
-fn failed(route: usize, error: &Error, seconds: f64, overflowed: Option<u64>) -> Landed {
-    Landed { route, result: LegResult::Failed { failure: Failure::from(error) }, seconds, overflowed }
+/// The question whether a source still lies as it did, where a snapshot is not needed as long as it does. After the hooks:
+/// what they made somebody write counts.
+fn still(load: &Load, origin: &Origin) -> Option<Still> {
+    let (counted, device) = (load.still.clone()?, origin.path.clone());
+    let still: Still = Arc::new(move || Counted::settled(&device).as_ref() == Some(&counted));
+    still().then_some(still)
+}
+
+fn failed(route: usize, error: &Error, seconds: f64, again: Option<Again>) -> Landed {
+    Landed { route, result: LegResult::Failed { failure: Failure::from(error) }, seconds, again }
 }
 
 /// A snapshot with a store that failed while it was read has overflowed, or somebody removed it.
-fn overflowed(error: &Error, room: &AtomicU64) -> Option<u64> {
-    let bytes = room.load(Ordering::Relaxed);
-    (error.kind() == Kind::Snapshot && bytes > 0).then_some(bytes)
+fn again(error: &Error, room: &AtomicU64, is_still: bool) -> Option<Again> {
+    match (error.kind(), is_still, room.load(Ordering::Relaxed)) {
+        (Kind::Snapshot, true, _) => Some(Again::WithSnapshot),
+        (Kind::Snapshot, false, bytes) if bytes > 0 => Some(Again::MoreRoom(bytes)),
+        _ => None,
+    }
 }

@@ -20,7 +20,7 @@ use super::config::{Job, OnOverflow};
 use super::idle::Counted;
 use super::outcome::{Cause, Failure, Leg, LegResult, RunReport};
 use super::quiet;
-use super::round::{Landed, Load, Round};
+use super::round::{Again, Landed, Load, Round};
 use super::route::{Route, passed_over, routes};
 use super::{history, ledger};
 use crate::attempt::{device_of, now_ms};
@@ -69,6 +69,15 @@ struct Pass<'a> {
     troubles: Vec<Error>,
 }
 
+/// What was written to since the last run.
+#[derive(Default)]
+struct Look {
+    /// Nothing since the snapshot of what the receivers have, with the routes for which that is so.
+    idle: Vec<(Load, Counted)>,
+    /// Nothing since that run was over.
+    still: Vec<(PathBuf, Counted)>,
+}
+
 impl Pass<'_> {
     fn go(&mut self, cause: Cause) -> Result<()> {
         let Round { bench, job, routes, stop, .. } = self.round;
@@ -81,70 +90,79 @@ impl Pass<'_> {
                 None => due.push(route),
             }
         }
-        let sources: Vec<PathBuf> = job.volumes.iter().map(|volume| volume.source.clone()).collect();
-        if !due.is_empty() {
-            // That it did not come is no failure: a snapshot is as good as any, only larger to hold.
-            quiet::wait(&sources, job.quiet_after, job.quiet_wait_max, stop)?;
-        }
-        let idle = if bench.idle_too { Vec::new() } else { self.idle(&due, &known)? };
+        let Look { idle, still } = if bench.idle_too { Look::default() } else { self.look(&due, &known)? };
         due.retain(|route| !idle.iter().any(|(load, _)| load.routes.contains(route)));
-        let loads = loads(routes, &due);
+        let mut loads = Load::of(routes, &due);
         if loads.is_empty() {
             return Ok(());
         }
+        for load in &mut loads {
+            load.still = still.iter().find(|(source, _)| load.source == *source).map(|(_, counted)| counted.clone());
+        }
+        let sources: Vec<PathBuf> = job.volumes.iter().map(|volume| volume.source.clone()).collect();
+        // That it does not come is no failure: a snapshot is as good then, only larger to hold.
+        quiet::wait(&sources, job.quiet_after, job.quiet_wait_max, stop)?;
         let landed = self.round.go(loads, &idle, &mut self.troubles)?;
         self.landed.extend(landed);
-        if job.snapshot.on_overflow == OnOverflow::RetryLarger {
-            self.again_with_more_room()?;
-        }
-        Ok(())
+        self.again()
     }
 
-    /// The sources that are still what their receivers have, with the routes for which that is so: they have landed.
-    fn idle(&mut self, due: &[usize], known: &[Option<SourceRecord>]) -> Result<Vec<(Load, Counted)>> {
+    /// Looks at what was counted of each source; what is idle has landed.
+    fn look(&mut self, due: &[usize], known: &[Option<SourceRecord>]) -> Result<Look> {
         let shelf = &self.round.bench.shelf;
-        let mut idle = Vec::new();
-        for load in loads(self.round.routes, due) {
+        let mut look = Look::default();
+        for load in Load::of(self.round.routes, due) {
             let device = device_of(&load.source);
-            let mut candidates = Vec::new();
             let Some(counted) = Counted::now(&device) else { continue };
+            let (mut idle, mut still) = (Vec::new(), 0);
             for route in load.routes.iter().copied() {
                 let Some(record) = &known[route] else { continue };
                 let is_well = self.round.routes[route].entry(self.book).is_none_or(|entry| entry.failure.is_none());
-                if is_well && counted.is_of(shelf.current(&record.relationship)?.as_ref(), record) {
-                    candidates.push((route, record));
+                let current = shelf.current(&record.relationship)?;
+                if is_well && counted.is_of(current.as_ref(), record) {
+                    idle.push((route, record));
+                } else if is_well && counted.is_still(current.as_ref(), record) {
+                    still += 1;
                 }
             }
             let now = now_ms();
-            // The page cache is written out only of what seems to be idle: elsewhere the snapshot does it.
-            if candidates.is_empty() || Counted::settled(&device).as_ref() != Some(&counted) {
+            // The page cache is written out only of what seems to be left alone: elsewhere the snapshot does it.
+            if idle.is_empty() && still == 0 || Counted::settled(&device).as_ref() != Some(&counted) {
                 continue;
             }
-            for (route, record) in &candidates {
-                counted.keep(shelf, record, now)?;
-                let result = LegResult::Idle { generation: record.generation };
-                self.landed.push(Landed { route: *route, result, seconds: 0.0, overflowed: None });
+            if still > 0 && still + idle.len() == load.routes.len() {
+                look.still.push((load.source.clone(), counted.clone()));
             }
-            let routes = candidates.iter().map(|(route, _)| *route).collect();
-            idle.push((Load { routes, ..load }, counted));
+            for (route, record) in &idle {
+                counted.keep(shelf, record, Some(&counted), now)?;
+                let result = LegResult::Idle { generation: record.generation };
+                self.landed.push(Landed { route: *route, result, seconds: 0.0, again: None });
+            }
+            if !idle.is_empty() {
+                let routes = idle.iter().map(|(route, _)| *route).collect();
+                look.idle.push((Load { routes, ..load }, counted));
+            }
         }
-        Ok(idle)
+        Ok(look)
     }
 
-    /// One more try, at once, for what overflowed.
-    fn again_with_more_room(&mut self) -> Result<()> {
-        let overflowed = |landed: &Landed| landed.overflowed.map(|bytes| (landed.route, bytes));
-        let short: Vec<(usize, u64)> = self.landed.iter().filter_map(overflowed).collect();
-        let routes: Vec<usize> = short.iter().map(|(route, _)| *route).collect();
-        let mut loads = loads(self.round.routes, &routes);
+    /// One more try, at once, for what overflowed or was written to.
+    fn again(&mut self) -> Result<()> {
+        let larger = self.round.job.snapshot.on_overflow == OnOverflow::RetryLarger;
+        let again = |landed: &Landed| match landed.again? {
+            Again::MoreRoom(_) if !larger => None,
+            again => Some((landed.route, again)),
+        };
+        let again: Vec<(usize, Again)> = self.landed.iter().filter_map(again).collect();
+        let routes: Vec<usize> = again.iter().map(|(route, _)| *route).collect();
+        let mut loads = Load::of(self.round.routes, &routes);
         for load in &mut loads {
-            load.overflowed = short.iter().filter(|(route, _)| load.routes.contains(route)).map(|(_, bytes)| *bytes).max();
+            load.again = again.iter().find(|(route, _)| load.routes.contains(route)).map(|(_, again)| *again);
         }
-        if loads.is_empty() {
-            return Ok(());
+        if !loads.is_empty() {
+            let landed = self.round.go(loads, &[], &mut self.troubles)?;
+            self.landed.extend(landed);
         }
-        let landed = self.round.go(loads, &[], &mut self.troubles)?;
-        self.landed.extend(landed);
         Ok(())
     }
 
@@ -156,7 +174,7 @@ impl Pass<'_> {
     }
 
     fn land(&mut self, route: usize, result: LegResult) {
-        self.landed.push(Landed { route, result, seconds: 0.0, overflowed: None });
+        self.landed.push(Landed { route, result, seconds: 0.0, again: None });
     }
 
     /// The legs in the order of the configuration, and what each was tried with. What never had its turn says why.
@@ -183,17 +201,4 @@ impl Pass<'_> {
         tried.resize(routes.len(), String::new());
         (legs, tried)
     }
-}
-
-/// The sources of these routes, each once.
-fn loads(routes: &[Route<'_>], due: &[usize]) -> Vec<Load> {
-    let mut loads: Vec<Load> = Vec::new();
-    for route in due {
-        let source = &routes[*route].volume.source;
-        match loads.iter_mut().find(|load| load.source == *source) {
-            Some(load) => load.routes.push(*route),
-            None => loads.push(Load { source: source.clone(), routes: vec![*route], overflowed: None }),
-        }
-    }
-    loads
 }

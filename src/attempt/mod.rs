@@ -19,7 +19,7 @@ pub use line::{Job, clone, excuse, scrub, serve_sender, stdio, verify};
 pub use link::Remote;
 pub use moment::{Wanted, open_all};
 pub use place::Place;
-pub use reading::{Origin, Reading, Snapshots, When, will_snapshot};
+pub use reading::{Foreseen, Origin, Reading, Snapshots, Still, When, dead_snapshots, foresee, will_snapshot};
 pub use receivers::{connect, own_key};
 pub use replicas::{HostReplicas, find_replica, guard_replica};
 pub use replicate::{Replicated, Report, replicate};

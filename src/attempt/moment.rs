@@ -8,13 +8,14 @@
 //! kernel has let go of the locks, and the snapshots are found by their tags.
 
 use super::now_ms;
-use super::reading::{Origin, Reading, Snapshots, remove_what_died};
+use super::reading::{Origin, Reading, Snapshots, Still, remove_what_died};
 use crate::error::{Error, Kind, Result};
 use crate::limits::{GROUP_LOCK_TIMEOUT, STOP_POLL};
-use crate::lvm::{Prepared, Snapshot};
+use crate::lvm::{Prepared, Snapshot, Volume};
 use crate::ring::Choice;
 use crate::state::{Lock, StateDir};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -26,12 +27,21 @@ pub struct Wanted<'a> {
     pub snapshots: &'a Snapshots,
     /// What its last increment changed.
     pub changed_bytes: Option<u64>,
+    /// It lies still: it is read without a snapshot, as long as this says so.
+    pub still: Option<Still>,
+}
+
+impl Wanted<'_> {
+    /// The volume to snapshot, if one is to be.
+    fn volume(&self) -> Result<Option<&Volume>> {
+        if self.still.is_some() { Ok(None) } else { self.origin.wants(self.snapshots.when) }
+    }
 }
 
 /// Opens all of them as they are at one moment. One that fails hurts none of the others: the results are in the order of
 /// `wanted`. An error of the whole: the moment did not come.
 pub fn open_all(state: &StateDir, wanted: &[Wanted<'_>], run_id: &str, choice: Choice, stop: &AtomicBool) -> Result<Vec<Result<Reading>>> {
-    if wanted.iter().any(|one| one.origin.is_volume()) {
+    if wanted.iter().any(|one| one.origin.may_have_snapshots(one.snapshots.when)) {
         remove_what_died();
     }
     let _groups = lock_groups(state, wanted, stop)?;
@@ -42,14 +52,17 @@ pub fn open_all(state: &StateDir, wanted: &[Wanted<'_>], run_id: &str, choice: C
     let made: Vec<Result<Option<Snapshot>>> =
         prepared.into_iter().map(|one| one.and_then(|one| one.map(Prepared::make).transpose())).collect();
     let open = |(one, made): (&Wanted<'_>, Result<Option<Snapshot>>)| match made? {
-        None => one.origin.read_as_it_is(choice),
+        None => match &one.still {
+            Some(still) => one.origin.read_still(Arc::clone(still), choice),
+            None => one.origin.read_as_it_is(choice),
+        },
         Some(snapshot) => Reading::of_snapshot(snapshot.locate()?, taken_ms, choice),
     };
     Ok(wanted.iter().zip(made).map(open).collect())
 }
 
 fn prepare(one: &Wanted<'_>, run_id: &str, promised: &mut BTreeMap<String, u64>) -> Result<Option<Prepared>> {
-    let Some(volume) = one.origin.wants(one.snapshots.when)? else { return Ok(None) };
+    let Some(volume) = one.volume()? else { return Ok(None) };
     let promised = promised.entry(volume.vg().to_owned()).or_default();
     let prepared = Prepared::new(volume, &one.snapshots.policy, one.changed_bytes, *promised, run_id)?;
     *promised += prepared.cow_bytes();
@@ -58,7 +71,7 @@ fn prepare(one: &Wanted<'_>, run_id: &str, promised: &mut BTreeMap<String, u64>)
 
 /// In the order of their names, as everybody does: two runs never wait for each other.
 fn lock_groups(state: &StateDir, wanted: &[Wanted<'_>], stop: &AtomicBool) -> Result<Vec<Lock>> {
-    let group = |one: &Wanted<'_>| one.origin.wants(one.snapshots.when).ok().flatten().map(|volume| volume.vg().to_owned());
+    let group = |one: &Wanted<'_>| one.volume().ok().flatten().map(|volume| volume.vg().to_owned());
     let groups: BTreeSet<String> = wanted.iter().filter_map(group).collect();
     let until = Instant::now() + GROUP_LOCK_TIMEOUT;
     let lock = |vg: String| {
@@ -79,7 +92,6 @@ fn lock_groups(state: &StateDir, wanted: &[Wanted<'_>], stop: &AtomicBool) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     #[test]
     fn sources_without_snapshots_are_opened_each_with_a_result_of_its_own() {
@@ -91,7 +103,8 @@ mod tests {
         let origins = [&away, &there].map(|path| Origin::find(path).unwrap());
         std::fs::remove_file(&away).unwrap();
         let snapshots = Snapshots::default();
-        let wanted: Vec<Wanted<'_>> = origins.iter().map(|origin| Wanted { origin, snapshots: &snapshots, changed_bytes: None }).collect();
+        let wanted: Vec<Wanted<'_>> =
+            origins.iter().map(|origin| Wanted { origin, snapshots: &snapshots, changed_bytes: None, still: None }).collect();
         let stop = Arc::<AtomicBool>::default();
         let opened = open_all(&state, &wanted, "r1", Choice::Blocking, &stop).unwrap();
         assert!(opened[0].is_err() && opened[1].as_ref().is_ok_and(|reading| reading.bytes() == 8192 && !reading.is_snapshot()));

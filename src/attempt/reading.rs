@@ -6,7 +6,7 @@ use crate::disk::raw::{Access, RawDisk};
 use crate::error::{Error, Kind, Result};
 use crate::limits::SNAPSHOT_WATCH;
 use crate::log;
-use crate::lvm::{Policy, Snapshot, Volume, leftovers, remove_leftover};
+use crate::lvm::{Policy, Prepared, Snapshot, Volume, leftovers, remove_leftover};
 use crate::ring::Choice;
 use crate::sender::Watch;
 use std::path::{Path, PathBuf};
@@ -40,6 +40,33 @@ pub struct Snapshots {
 /// Whether this source will be read from a snapshot.
 pub fn will_snapshot(source: &Path, snapshots: &Snapshots) -> bool {
     Origin::find(source).is_ok_and(|origin| origin.wants(snapshots.when).is_ok_and(|volume| volume.is_some()))
+}
+
+/// How a source would be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Foreseen {
+    /// As it is.
+    AsItIs,
+    /// From a snapshot.
+    Snapshot {
+        /// Bytes of its store; 0 for a thin one.
+        cow_bytes: u64,
+    },
+}
+
+/// How this source would be read now. An error: why no snapshot of it can be made.
+pub fn foresee(source: &Path, snapshots: &Snapshots, changed_bytes: Option<u64>) -> Result<Foreseen> {
+    let origin = Origin::find(source)?;
+    match origin.wants(snapshots.when)? {
+        None => RawDisk::open(&origin.path, Access::Read, Choice::Blocking).map(|_| Foreseen::AsItIs),
+        Some(volume) => Prepared::new(volume, &snapshots.policy, changed_bytes, 0, "foreseen")
+            .map(|prepared| Foreseen::Snapshot { cow_bytes: prepared.cow_bytes() }),
+    }
+}
+
+/// Snapshots of ours whose process is gone, as `vg/lv`: the next run that makes one removes them.
+pub fn dead_snapshots() -> Result<Vec<String>> {
+    Ok(leftovers(None)?.iter().filter(|leftover| !leftover.owner_lives).map(|leftover| leftover.label()).collect())
 }
 
 /// A source found by its name.
@@ -101,12 +128,17 @@ impl Origin {
     pub(super) fn read_as_it_is(&self, choice: Choice) -> Result<Reading> {
         let taken_ms = now_ms();
         let disk = RawDisk::open(&self.path, Access::Read, choice)?;
-        Ok(Reading { disk, taken_ms, snapshot: None })
+        Ok(Reading { disk, taken_ms, snapshot: None, still: None })
     }
 
-    /// Whether lvm2 knows it.
-    pub(super) fn is_volume(&self) -> bool {
-        self.volume.is_some()
+    /// Opens the source itself, which lies still.
+    pub(super) fn read_still(&self, still: Still, choice: Choice) -> Result<Reading> {
+        Ok(Reading { still: Some(still), ..self.read_as_it_is(choice)? })
+    }
+
+    /// Whether what died is looked for: nobody does where snapshots are out of the question.
+    pub(super) fn may_have_snapshots(&self, when: When) -> bool {
+        self.volume.is_some() && when != When::Never
     }
 }
 
@@ -124,6 +156,9 @@ pub(super) fn remove_what_died() {
     }
 }
 
+/// Whether a source is still as it was when the reading of it began.
+pub type Still = Arc<dyn Fn() -> bool + Send + Sync>;
+
 /// An open source. Its snapshot goes with it, at the latest when this is dropped.
 pub struct Reading {
     /// What is read.
@@ -131,13 +166,15 @@ pub struct Reading {
     /// When what is read was as it is: milliseconds since 1970.
     pub taken_ms: u64,
     snapshot: Option<Watched>,
+    /// Read without a snapshot because it lies still: asked before anything is sealed.
+    still: Option<Still>,
 }
 
 impl Reading {
     /// Of a snapshot, which is watched from now on.
     pub(super) fn of_snapshot(snapshot: Snapshot, taken_ms: u64, choice: Choice) -> Result<Reading> {
         let disk = RawDisk::open(snapshot.path(), Access::Read, choice)?;
-        Ok(Reading { disk, taken_ms, snapshot: Some(Watched::start(snapshot)) })
+        Ok(Reading { disk, taken_ms, snapshot: Some(Watched::start(snapshot)), still: None })
     }
 
     /// Bytes of its classic snapshot's store, which may grow; 0 where it has none.
@@ -160,14 +197,19 @@ impl Reading {
         self.snapshot.is_some()
     }
 
+    /// Whether it is read without a snapshot because it lies still.
+    pub fn is_still(&self) -> bool {
+        self.still.is_some()
+    }
+
     /// The device to read and the watch over it, to be used at the same time.
     pub fn parts(&mut self) -> (&mut RawDisk, Watching<'_>) {
-        (&mut self.disk, Watching(self.snapshot.as_ref()))
+        (&mut self.disk, Watching { snapshot: self.snapshot.as_ref(), still: self.still.as_ref() })
     }
 
     /// An overflowed snapshot is the cause behind every other error.
     pub fn explain<T>(&self, result: Result<T>) -> Result<T> {
-        Watching(self.snapshot.as_ref()).explain(result)
+        Watching { snapshot: self.snapshot.as_ref(), still: None }.explain(result)
     }
 
     /// Ends the reading of a snapshot that was for one: one that cannot be removed is an error.
@@ -188,17 +230,25 @@ impl Reading {
 
 /// The watch over what is read, for any number of deliveries at once.
 #[derive(Clone, Copy)]
-pub struct Watching<'a>(Option<&'a Watched>);
+pub struct Watching<'a> {
+    snapshot: Option<&'a Watched>,
+    still: Option<&'a Still>,
+}
 
 impl Watching<'_> {
     /// Whether what was read is still whole.
     pub fn check(&self, when: Watch) -> Result<()> {
-        self.0.map_or(Ok(()), |snapshot| snapshot.check(when))
+        match self.still {
+            Some(still) if when == Watch::Sealing && !still() => {
+                Err(Error::new(Kind::Snapshot, "the volume was written to while it was read without a snapshot: nothing was committed"))
+            }
+            _ => self.snapshot.map_or(Ok(()), |snapshot| snapshot.check(when)),
+        }
     }
 
     /// An overflowed snapshot is the cause behind every other error.
     pub fn explain<T>(&self, result: Result<T>) -> Result<T> {
-        match (result, self.0) {
+        match (result, self.snapshot) {
             (Err(error), Some(snapshot)) => Err(snapshot.snapshot.check_valid().err().unwrap_or(error)),
             (result, _) => result,
         }

@@ -85,7 +85,14 @@ pub enum Command {
     /// which nothing was written since its last snapshot is left alone. Exit 3 where only some transfers failed, else
     /// the code of what failed.
     Run(RunOptions),
+    /// Say what a run would snapshot, send and remove, and why; write nothing
+    ///
+    /// Volumes are read as they are now, without a snapshot, and compared with what their receivers hold: where somebody
+    /// writes meanwhile, the figures are an estimate. Hooks are named and not called. Exits with what a run would.
+    Plan(PlanOptions),
     /// Let a job's schedule stand still
+    ///
+    /// A run under way goes on. `run JOB` by hand still works, `run --scheduled` and the agent do not start one.
     Pause(PauseOptions),
     /// Let a paused job's schedule go on
     Resume(ResumeOptions),
@@ -311,6 +318,20 @@ pub struct RunOptions {
     /// The content of targets that are new may be lost
     #[arg(long)]
     pub overwrite: bool,
+}
+
+/// Options of `plan`.
+#[derive(Debug, Args)]
+pub struct PlanOptions {
+    /// Which jobs.
+    #[command(flatten)]
+    pub jobs: JobsOption,
+    /// Say it from memory: read no volume and ask no receiver
+    #[arg(long)]
+    pub brief: bool,
+    /// What a run by schedule would do: pass over what waits for an operator
+    #[arg(long)]
+    pub scheduled: bool,
 }
 
 /// Options of `pause`.

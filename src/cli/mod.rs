@@ -15,6 +15,7 @@ mod monitor;
 mod output;
 mod pair;
 mod pause;
+mod plan;
 mod promote;
 mod receiver;
 mod resync;
@@ -49,6 +50,7 @@ pub fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Clone(options) => clone::run(&arguments.common, &options, &output),
         Command::Run(options) => run::run(&arguments.common, &options, &output),
+        Command::Plan(options) => plan::run(&arguments.common, &options, &output),
         Command::Pause(options) => pause::pause(&arguments.common, &options, &output),
         Command::Resume(options) => pause::resume(&arguments.common, &options, &output),
         Command::Verify(options) => verify::run(&arguments.common, &options, &output),

@@ -5,7 +5,7 @@ use super::bars::Bars;
 use super::output::{Output, time};
 use super::{jobs, legs, signals};
 use crate::agent::bench::Bench;
-use crate::agent::outcome::{Cause, Failure};
+use crate::agent::outcome::{Cause, Failure, joint_exit};
 use crate::agent::run;
 use crate::attempt::now_ms;
 use crate::error::{Error, Kind, Result};
@@ -64,10 +64,11 @@ pub fn verdict(failures: &[(String, Failure)], jobs: usize) -> Result<()> {
     if let Some((name, stopped)) = failures.iter().find(|(_, failure)| failure.kind() == Kind::Interrupted) {
         return Err(Error::new(Kind::Interrupted, format!("job {name}: {}", stopped.message)));
     }
-    let alike = failures.len() == jobs && failures.iter().all(|(_, failure)| failure.exit == first.exit);
+    let all: Vec<&Failure> = failures.iter().map(|(_, failure)| failure).collect();
+    let kind = joint_exit(&all, jobs).map_or(Kind::Failed, Kind::from_wire);
     let message = match failures.len() {
         1 => format!("job {name}: {}", first.message),
         number => format!("{number} of {jobs} jobs failed; the first, {name}: {}", first.message),
     };
-    Err(Error::new(if alike { first.kind() } else { Kind::Partial }, message))
+    Err(Error::new(kind, message))
 }

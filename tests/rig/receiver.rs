@@ -78,6 +78,7 @@ impl Receiver {
 
     #[allow(dead_code)]
     /// Waits until the log has this in it.
+    #[allow(dead_code)]
     pub fn wait_for(&self, words: &str) -> String {
         let until = Instant::now() + Duration::from_secs(20);
         loop {
@@ -330,6 +331,7 @@ fn words(verb: &str, image: &Path, receiver: &Receiver, replica: &str, more: &[&
 }
 
 /// The exit code and what was said.
+#[allow(dead_code)]
 pub fn end(output: &Output) -> (Option<i32>, String) {
     let said = [&output.stdout[..], &output.stderr[..]].concat();
     (output.status.code(), String::from_utf8_lossy(&said).into_owned())

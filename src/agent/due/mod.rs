@@ -340,6 +340,7 @@ mod tests {
             tried_ms: 0,
             failure: Some(Failure { exit, message: "no".into() }),
             failures: 1,
+            tried: String::new(),
         };
         let partial = |legs: Vec<LegBook>| next(&nightly, &JobBook { legs, ..failed(book.clone(), 3, 1) }, &now).why;
         assert_eq!((partial(vec![leg(6), leg(4)]), partial(vec![leg(6), leg(8)])), (Why::Retry, Why::Schedule));
