@@ -92,15 +92,47 @@ fn what_is_printed_is_what_is_described() {
     }
     check(1, &["monitor", "--config", &config]);
     check(0, &["metrics", "--config", &config]);
+    jobs(&ferry, &mut check);
     check(0, &["promote", &target]);
     check(0, &["status"]);
 
     // Every kind of line that is described has been seen, but for those that take a second host or long work.
     let of_schemas: BTreeSet<String> = schemas.kinds();
-    let elsewhere = ["pair client", "pair receiver", "pair summary", "clone progress", "verify progress"];
+    let elsewhere = [
+        "pair client",
+        "pair receiver",
+        "pair summary",
+        "clone progress",
+        "verify progress",
+        "run progress",
+        "plan progress",
+        "plan removed",
+    ];
     let unseen: Vec<&String> =
         of_schemas.difference(&seen).filter(|kind| !elsewhere.contains(&kind.as_str()) && !kind.ends_with(" error")).collect();
     assert!(unseen.is_empty(), "described and never seen: {unseen:?}");
+}
+
+/// Every end that a volume of a job can come to.
+fn jobs(ferry: &Ferry, check: &mut dyn FnMut(i32, &[&str]) -> ferry::Ended) {
+    let config = ferry.name("jobs.toml");
+    let (near, taken) = (ferry.image("near", &noise(4, 1 << 20)), ferry.image("taken", &noise(5, 1 << 20)));
+    let away = ferry.name("away");
+    let volume = |source: &str, replica: &str| format!("{{ source = \"{source}\", replica = \"{replica}\" }}");
+    let text = format!(
+        "[[receiver]]\nname = \"here\"\nlocal = true\n[[job]]\nname = \"jobs\"\nreceivers = [\"here\"]\nvolumes = [{}, {}, {}]\n[[job.hook]]\nrun = [\"true\"]\n",
+        volume(&near, &ferry.name("near.copy")),
+        volume(&near, &taken),
+        volume(&away, &ferry.name("away.copy")),
+    );
+    fs::write(&config, text).unwrap();
+    check(3, &["plan", "jobs", "--config", &config]);
+    check(3, &["run", "jobs", "--scheduled", "--config", &config]);
+    check(3, &["run", "jobs", "--scheduled", "--config", &config]);
+    check(0, &["plan", "jobs", "--brief", "--scheduled", "--config", &config]);
+    check(0, &["pause", "jobs", "--for", "1h", "--reason", "move", "--config", &config]);
+    check(0, &["resume", "jobs", "--config", &config]);
+    check(2, &["run", "nope", "--config", &config]);
 }
 
 /// The checker must be able to say no.

@@ -41,8 +41,8 @@ pub struct Prospect {
     pub replica: String,
     /// The generation that is there, 0 for none.
     pub base_generation: u64,
-    /// When its snapshot was taken: milliseconds since 1970.
-    pub base_time_ms: Option<u64>,
+    /// When the snapshot of that generation was taken: milliseconds since 1970.
+    pub source_time_ms: Option<u64>,
     /// What would become of it.
     #[serde(flatten)]
     pub would: Would,
@@ -133,7 +133,7 @@ fn prospect(route: &Route<'_>, known: Option<SourceRecord>, would: Would) -> Pro
         receiver: route.receiver.name.clone(),
         replica: route.volume.replica.clone(),
         base_generation,
-        base_time_ms: known.filter(|_| base_generation > 0).map(|record| record.source_time_ms),
+        source_time_ms: known.filter(|_| base_generation > 0).map(|record| record.source_time_ms),
         would,
     }
 }

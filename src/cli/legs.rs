@@ -1,6 +1,7 @@
 //! What a run of a job came to, leg by leg, as text or as JSON lines.
 
 use super::output::Output;
+use super::when::moments;
 use crate::agent::outcome::{Amounts, Leg, LegResult, RunReport};
 use crate::log;
 use indicatif::HumanBytes;
@@ -12,6 +13,7 @@ pub fn show(output: &Output, command: &str, report: &RunReport) {
         output.line(|| {
             let mut line = serde_json::to_value(leg).unwrap_or_default();
             (line["type"], line["job"]) = (json!("leg"), json!(report.job));
+            moments(&mut line);
             line
         });
         let way = format!("{} → {} at {}", leg.source.display(), leg.replica, leg.receiver);
@@ -40,7 +42,7 @@ fn summary(command: &str, report: &RunReport) -> serde_json::Value {
     let count = |is: fn(&LegResult) -> bool| report.legs.iter().filter(|leg| is(&leg.result)).count();
     let amounts = report.legs.iter().filter_map(|leg| leg.result.amounts());
     let sum = |of: fn(&Amounts) -> u64| amounts.clone().map(of).sum::<u64>();
-    json!({
+    let mut line = json!({
         "type": "summary", "command": command, "job": report.job, "run_id": report.run_id, "cause": report.cause,
         "started_ms": report.started_ms, "finished_ms": report.finished_ms,
         "committed": count(|result| matches!(result, LegResult::Committed { .. })),
@@ -49,7 +51,9 @@ fn summary(command: &str, report: &RunReport) -> serde_json::Value {
         "passed_over": count(|result| matches!(result, LegResult::PassedOver { .. })),
         "read_bytes": sum(|amounts| amounts.read_bytes), "plain_bytes": sum(|amounts| amounts.plain_bytes),
         "wire_bytes": sum(|amounts| amounts.wire_bytes), "failure": report.verdict(),
-    })
+    });
+    moments(&mut line);
+    line
 }
 
 fn figures(verb: &str, amounts: &Amounts, leg: &Leg) -> String {

@@ -131,12 +131,6 @@ pub fn print(text: &str) {
     }
 }
 
-/// A moment as people read it, to the second.
-pub fn time(ms: u64) -> String {
-    let stamp = i64::try_from(ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok()).unwrap_or_default();
-    format!("{stamp:.0}")
-}
-
 fn mode(mode: Mode) -> &'static str {
     match mode {
         Mode::Nothing => "none",

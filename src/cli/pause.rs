@@ -2,10 +2,12 @@
 
 use super::arguments::{Common, PauseOptions, ResumeOptions};
 use super::jobs;
-use super::output::{Output, time};
+use super::output::Output;
+use super::when::{local, moments};
 use crate::agent::book::Paused;
 use crate::attempt::now_ms;
 use crate::error::Result;
+use crate::settings::local_time_zone;
 use serde_json::json;
 
 /// The schedule stands still; a run under way goes on.
@@ -17,8 +19,13 @@ pub fn pause(common: &Common, options: &PauseOptions, output: &Output) -> Result
     let until_ms = span.map(|span| since_ms.saturating_add(span));
     let paused = Paused { since_ms, until_ms, by: who(), reason: options.reason.clone() };
     shelf.change(&job.name, |book| book.paused = Some(paused.clone()))?;
-    output.line(|| json!({"type": "summary", "command": "pause", "job": job.name, "paused": paused}));
-    let until = until_ms.map_or_else(|| format!("until `blockferry resume {}`", job.name), |until| format!("until {}", time(until)));
+    output.line(|| {
+        let mut line = json!({"type": "summary", "command": "pause", "job": job.name, "paused": paused});
+        moments(&mut line);
+        line
+    });
+    let until = until_ms
+        .map_or_else(|| format!("until `blockferry resume {}`", job.name), |until| format!("until {}", local(until, &local_time_zone().0)));
     let running = shelf.runner(&job.name).map_or_else(String::new, |pid| format!("; the run of process {pid} goes on"));
     output.text(format!("{}: paused {until}{running}", job.name));
     Ok(())

@@ -2,13 +2,15 @@
 
 use super::arguments::{Common, PlanOptions};
 use super::bars::Bars;
-use super::output::{Output, time};
+use super::output::Output;
+use super::when::{local, moments};
 use super::{jobs, run, signals};
 use crate::agent::bench::Bench;
 use crate::agent::outcome::{Cause, Failure, joint_exit};
 use crate::agent::plan::{self, Plan, Prospect, Would};
 use crate::attempt::Foreseen;
 use crate::error::{Error, Result};
+use crate::settings::local_time_zone;
 use indicatif::HumanBytes;
 use serde_json::json;
 use std::sync::Arc;
@@ -58,6 +60,7 @@ fn show(output: &Output, job: &str, plan: &Plan) {
         output.line(|| {
             let mut line = serde_json::to_value(leg).unwrap_or_default();
             (line["type"], line["job"]) = (json!("leg"), json!(job));
+            moments(&mut line);
             line
         });
         output.text(format!("{} → {} at {}: {}", leg.source.display(), leg.replica, leg.receiver, words(leg)));
@@ -81,8 +84,8 @@ fn show(output: &Output, job: &str, plan: &Plan) {
 }
 
 fn words(leg: &Prospect) -> String {
-    let since = match leg.base_time_ms {
-        Some(ms) => format!("what changed since generation {} of {}", leg.base_generation, time(ms)),
+    let since = match leg.source_time_ms {
+        Some(ms) => format!("what changed since generation {} of {}", leg.base_generation, local(ms, &local_time_zone().0)),
         None => "a first copy".to_owned(),
     };
     match &leg.would {

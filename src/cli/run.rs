@@ -2,13 +2,15 @@
 
 use super::arguments::{Common, RunOptions};
 use super::bars::Bars;
-use super::output::{Output, time};
+use super::output::Output;
+use super::when::local;
 use super::{jobs, legs, signals};
 use crate::agent::bench::Bench;
 use crate::agent::outcome::{Cause, Failure, joint_exit};
 use crate::agent::run;
 use crate::attempt::now_ms;
 use crate::error::{Error, Kind, Result};
+use crate::settings::local_time_zone;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -52,7 +54,7 @@ pub fn run(common: &Common, options: &RunOptions, output: &Output) -> Result<()>
 fn paused(bench: &Bench, job: &str) -> Result<Option<String>> {
     let book = bench.shelf.read(job)?;
     Ok(book.paused.as_ref().filter(|_| book.is_paused(now_ms())).map(|paused| {
-        let until = paused.until_ms.map_or_else(String::new, |until| format!(" until {}", time(until)));
+        let until = paused.until_ms.map_or_else(String::new, |until| format!(" until {}", local(until, &local_time_zone().0)));
         let reason = paused.reason.as_ref().map_or_else(String::new, |reason| format!(" ({reason})"));
         format!("paused by {}{until}{reason}", paused.by)
     }))

@@ -10,10 +10,11 @@
 
 use super::stack::{Node, attribute, loop_file, whole_disk};
 use crate::error::{Context, Error, Kind, Result};
-use crate::limits::HELPER_TIMEOUT;
+use crate::limits::{EXTENT_BYTES_MIN, HELPER_TIMEOUT};
 use crate::ring::ioctl;
+use nix::libc;
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::mpsc;
 
@@ -35,14 +36,15 @@ pub fn count(path: &Path) -> Option<Count> {
     let Ok(Node::Device(number)) = Node::of(path) else { return None };
     let folder = number.folder();
     let disk = whole_disk(&folder).map_or_else(|| folder.clone(), |disk| disk.folder());
-    // Where statistics are off, the numbers stand still and mean nothing.
-    (attribute(&disk, "queue/iostats")? == "1").then_some(())?;
+    let is_mapper = folder.join("dm").is_dir();
+    // Where statistics are off, the numbers stand still and mean nothing. Device mapper of older kernels (6.1) counts and says
+    // that it does not: there a read has to show it.
+    (attribute(&disk, "queue/iostats")? == "1" || is_mapper && counts_reads(path, &folder)?).then_some(())?;
     let under_way = attribute(&folder, "inflight")?;
     (under_way.split_whitespace().nth(1)? == "0").then_some(())?;
     let stat = Stat::parse(&attribute(&folder, "stat")?)?;
     let (seq, sectors) = (attribute(&disk, "diskseq")?, attribute(&folder, "size")?);
     let mut text = format!("device {number} seq {seq} size {sectors} written {} discarded {}", stat.written, stat.discarded);
-    let is_mapper = folder.join("dm").is_dir();
     if let Some(file) = loop_file(&folder) {
         text += &times(&file)?;
     } else if !is_mapper {
@@ -55,7 +57,9 @@ pub fn count(path: &Path) -> Option<Count> {
 /// Something that changes when the device or file is written to; good enough to wait for a quiet moment by.
 pub fn stirring(path: &Path) -> Option<String> {
     match Node::of(path).ok()? {
-        Node::Device(number) => Stat::parse(&attribute(&number.folder(), "stat")?).map(|stat| format!("{stat:?}")),
+        Node::Device(number) => {
+            Stat::parse(&attribute(&number.folder(), "stat")?).map(|stat| format!("{} {}", stat.written, stat.discarded))
+        }
         Node::File { .. } => times(path),
     }
 }
@@ -71,6 +75,16 @@ pub fn settle(path: &Path) -> Result<()> {
     waiting.recv_timeout(HELPER_TIMEOUT).map_err(timeout)?.context(Kind::Failed, what)
 }
 
+/// Whether a read moves the numbers.
+fn counts_reads(path: &Path, folder: &Path) -> Option<bool> {
+    let before = Stat::parse(&attribute(folder, "stat")?)?.read;
+    let file = File::options().read(true).custom_flags(libc::O_DIRECT).open(path).ok()?;
+    let mut bytes = vec![0; 2 * EXTENT_BYTES_MIN as usize];
+    let at = bytes.as_ptr().align_offset(EXTENT_BYTES_MIN as usize);
+    file.read_exact_at(bytes.get_mut(at..at + EXTENT_BYTES_MIN as usize)?, 0).ok()?;
+    Some(Stat::parse(&attribute(folder, "stat")?)?.read != before)
+}
+
 fn times(file: &Path) -> Option<String> {
     let found = fs::metadata(file).ok()?;
     let (modified, changed) = ((found.mtime(), found.mtime_nsec()), (found.ctime(), found.ctime_nsec()));
@@ -80,15 +94,16 @@ fn times(file: &Path) -> Option<String> {
 /// Sectors of a device's `stat` file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stat {
+    read: u64,
     written: u64,
     discarded: u64,
 }
 
 impl Stat {
-    /// The kernel's Documentation/block/stat.rst: the seventh number is sectors written, the fourteenth discarded.
+    /// The kernel's Documentation/block/stat.rst: the third number is sectors read, the seventh written, the fourteenth discarded.
     fn parse(text: &str) -> Option<Stat> {
         let numbers: Vec<u64> = text.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
-        Some(Stat { written: *numbers.get(6)?, discarded: *numbers.get(13)? })
+        Some(Stat { read: *numbers.get(2)?, written: *numbers.get(6)?, discarded: *numbers.get(13)? })
     }
 }
 
@@ -99,7 +114,7 @@ mod tests {
     #[test]
     fn sectors_are_found_where_the_kernel_writes_them() {
         let text = "     812        0    63216      124       57       40      776       90        0      136      214        3        0     4096        0        9       12";
-        assert_eq!(Stat::parse(text), Some(Stat { written: 776, discarded: 4096 }));
+        assert_eq!(Stat::parse(text), Some(Stat { read: 63216, written: 776, discarded: 4096 }));
         // Before Linux 4.18 there were no discards: such a count cannot be relied on.
         assert_eq!(Stat::parse("1 2 3 4 5 6 7 8 9 10 11"), None);
         assert_eq!(Stat::parse("a b"), None);

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 /// Keys that say of which kind an object is.
-const KINDS: [&str; 4] = ["type", "is", "result", "command"];
+const KINDS: [&str; 5] = ["type", "is", "result", "would", "command"];
 
 /// The files of docs/schemas.
 pub struct Schemas(BTreeMap<String, Value>);

@@ -136,8 +136,7 @@ mod tests {
     #[test]
     fn passes_back_to_back_may_take_as_long_as_the_last_one_did() {
         let last = LastRun { run_id: "r".into(), started_ms: 0, finished_ms: 19 * 60_000, failure: None };
-        let mut book = JobBook::default();
-        book.last = Some(last);
+        let book = JobBook { last: Some(last), ..JobBook::default() };
         let lines = "continuous = true\npause = \"1min\"";
         assert_eq!(late_with(&book, lines, "2026-11-27 12:00"), "Fri 12:30:00, Fri 13:00:00");
     }

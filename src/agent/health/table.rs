@@ -25,9 +25,7 @@ fn story(lines: &str) -> Story {
     let job = AgentConfig::parse(&[("a.toml".into(), text)]).unwrap().jobs.remove(0);
     let pair = Pair { source: "/dev/a".into(), receiver: "dr1".into(), replica: "a".into(), record: Some(record(10)), ..Pair::default() };
     let around = Around { now_ms: NOW, zone: TimeZone::UTC, runner: None, agent: Some(1) };
-    let mut book = JobBook::default();
-    book.last = Some(ended(10, 1, None));
-    book.next_due_ms = Some(NOW + 50 * MINUTE);
+    let book = JobBook { last: Some(ended(10, 1, None)), next_due_ms: Some(NOW + 50 * MINUTE), ..JobBook::default() };
     Story { job, book, pairs: vec![pair], around }
 }
 
