@@ -9,7 +9,7 @@
 //! | transfers | at each receiver a journal to go on from; the cursor of each pair stays with its last commit | the next run |
 //! | a commit is acknowledged | a pair without its count: its volume is not taken for idle | the next run, with a snapshot |
 //! | snapshots are removed, each as soon as its volume is through | – | – |
-//! | the book has the outcome | a run that is missing in the history only | nobody: `status` tells it from the book |
+//! | the book has the outcome, and what is to be told | a run that is missing in the history only | nobody: `status` tells it from the book; the next run tells what is left |
 //! | the history has its line | nothing | – |
 //!
 //! A daemon, a timer and a person come through the same lock: who is second gets [`Kind::Locked`].
@@ -22,10 +22,11 @@ use super::outcome::{Cause, Failure, Leg, LegResult, RunReport};
 use super::quiet;
 use super::round::{Again, Landed, Load, Round};
 use super::route::{Route, passed_over, routes};
-use super::{history, ledger};
+use super::{history, ledger, notify};
 use crate::attempt::{device_of, now_ms};
 use crate::error::{Error, Kind, Result};
 use crate::format::stream::Purpose;
+use crate::log;
 use crate::state::SourceRecord;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -53,8 +54,16 @@ pub fn run(bench: &Bench, job: &Job, cause: Cause, stop: &Arc<AtomicBool>) -> Re
     let failure = ended.err().or_else(|| pass.trouble()).as_ref().map(Failure::from);
     let (legs, tried) = pass.legs(failure.as_ref());
     let report = RunReport { run_id: run_id.clone(), job: job.name.clone(), cause, started_ms, finished_ms: now_ms(), legs, failure };
-    bench.shelf.change(&job.name, |book| ledger::close(book, &report, &tried))?;
+    bench.shelf.change(&job.name, |after| {
+        ledger::close(after, &report, &tried);
+        let events = notify::events_of(&book, after, &report);
+        notify::note(after, job, &events, report.finished_ms);
+    })?;
     history::append(&bench.shelf, &report)?;
+    // After all that is to be remembered is: a way to tell it may take its time.
+    if let Err(error) = notify::deliver(&bench.shelf, job) {
+        log::error(format!("tell of job {}: {}", job.name, error.chain()));
+    }
     Ok(report)
 }
 

@@ -92,7 +92,7 @@ fn run(scrub: &mut Scrub<'_>, wire: &mut Wire) -> Result<Outcome> {
     let counts = Counts { read_bytes: listing.bytes, ..listing.found.close() };
     wire.put(&Message::End(End { generation: 0, root: Digest::UNKNOWN, counts }))?;
     wire.flush()?;
-    Ok(Outcome { ack: None, mode: welcome.mode, counts, adopted: None })
+    Ok(Outcome { ack: None, mode: welcome.mode, counts, adopted: None, exertion: None })
 }
 
 /// What the receiver lists, compared as it comes.

@@ -191,6 +191,7 @@ mod tests {
             tried_ms: 1,
             failure: leg.result.failure().cloned(),
             failures: 0,
+            tried: String::new(),
         };
         let books = legs.iter().map(book).collect();
         let report =
