@@ -6,8 +6,8 @@
 //! before a volume is called idle it is written out, and what comes of that counts. Both counts are of one boot, of one
 //! attachment of one device, and of a device that nobody writes to around the counter (`disk::writes`).
 //!
-//! A file system that is mounted on this host never gets there by itself: to be snapshotted it is frozen and thawed, and
-//! writes both times. So the count at the end of each run is kept as well. Where it is still the same at the next one, the
+//! A logical volume never gets there by itself: a snapshot changes what it maps to (`disk::writes`), and a file system that is
+//! mounted is frozen and thawed for it, and writes both times. So the count at the end of each run is kept as well. Where it is still the same at the next one, the
 //! volume lies *still*: it is read as it is, without a snapshot, and believed if the count has not moved when all of it was
 //! read; else a snapshot is made after all. From then on the volume is idle.
 //!
@@ -17,7 +17,6 @@
 use super::book::{Current, Shelf};
 use crate::disk::writes;
 use crate::error::Result;
-use crate::lvm::mapper_events;
 use crate::state::SourceRecord;
 use std::path::Path;
 
@@ -31,14 +30,9 @@ pub struct Counted {
 impl Counted {
     /// Counts now; `None`: there is no count to rely on.
     pub fn now(device: &Path) -> Option<Counted> {
-        let count = writes::count(device)?;
-        let events = match count.mapper {
-            // Without the word of device mapper its count is none.
-            Some((major, minor)) => format!(" events {}", mapper_events(major, minor).ok()?),
-            None => String::new(),
-        };
+        let text = writes::count(device)?;
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-        Some(Counted { boot_id: boot_id.trim().to_owned(), text: count.text + &events })
+        Some(Counted { boot_id: boot_id.trim().to_owned(), text })
     }
 
     /// After all that the page cache holds of this device was written out.

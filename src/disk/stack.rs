@@ -28,11 +28,6 @@ impl Number {
         fs::canonicalize(&link).unwrap_or(link)
     }
 
-    /// Major and minor.
-    pub(super) fn parts(self) -> (u64, u64) {
-        (self.major, self.minor)
-    }
-
     /// How people call it.
     pub(super) fn name(self) -> String {
         let folder = self.folder();

@@ -4,9 +4,13 @@
 //! attaching, whatever its name), its size, and the sectors written and discarded. Requests are not counted: a flush
 //! without data is one. A write counts when it ends, so a count is only given while none is under way.
 //!
-//! Only devices that nobody can write around the counter have one: whole disks and their partitions, md, device mapper
-//! (whose table may change, see [`Count::mapper`]), and loop devices together with the times of their file. An image file
-//! has none: what a writer maps into its memory changes no time that we could go by.
+//! Only devices that nobody can write around the counter have one: whole disks and their partitions, md, device mapper, and
+//! loop devices together with the times of their file. An image file has none: what a writer maps into its memory changes
+//! no time that we could go by.
+//!
+//! What device mapper maps may change under a device without a write to it: `lvconvert --merge` puts a snapshot's content back
+//! into its origin from below. Then the table is another for a while, and with it the links in `slaves`: what is made anew has
+//! another inode. So these are part of the text; a snapshot of ours changes them, too.
 
 use super::stack::{Node, attribute, loop_file, whole_disk};
 use crate::error::{Context, Error, Kind, Result};
@@ -18,21 +22,12 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::mpsc;
 
-/// A count of a device's writes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Count {
-    /// All of it. Equal texts of one boot: nothing was written in between.
-    pub text: String,
-    /// A device of device mapper: what it maps may change under it without a write (a snapshot merged back), and only
-    /// device mapper counts that.
-    pub mapper: Option<(u64, u64)>,
-}
-
 /// Names of drivers whose devices are written through this kernel only.
 const DISKS: [&str; 6] = ["sd", "nvme", "vd", "xvd", "mmcblk", "md"];
 
-/// What was written to the device behind `path` so far; `None`: nobody counts it, or a write is under way.
-pub fn count(path: &Path) -> Option<Count> {
+/// What was written to the device behind `path` so far. Equal texts of one boot: nothing was written in between. `None`:
+/// nobody counts it, or a write is under way.
+pub fn count(path: &Path) -> Option<String> {
     let Ok(Node::Device(number)) = Node::of(path) else { return None };
     let folder = number.folder();
     let disk = whole_disk(&folder).map_or_else(|| folder.clone(), |disk| disk.folder());
@@ -45,13 +40,23 @@ pub fn count(path: &Path) -> Option<Count> {
     let stat = Stat::parse(&attribute(&folder, "stat")?)?;
     let (seq, sectors) = (attribute(&disk, "diskseq")?, attribute(&folder, "size")?);
     let mut text = format!("device {number} seq {seq} size {sectors} written {} discarded {}", stat.written, stat.discarded);
-    if let Some(file) = loop_file(&folder) {
+    if is_mapper {
+        text += &below(&folder)?;
+    } else if let Some(file) = loop_file(&folder) {
         text += &times(&file)?;
-    } else if !is_mapper {
+    } else {
         let name = disk.file_name()?.to_str()?;
         DISKS.iter().any(|driver| name.starts_with(driver)).then_some(())?;
     }
-    Some(Count { text, mapper: is_mapper.then(|| number.parts()) })
+    Some(text)
+}
+
+/// The devices that a device of device mapper maps to now.
+fn below(folder: &Path) -> Option<String> {
+    let name = |entry: fs::DirEntry| Some(format!(" {}:{}", entry.file_name().to_str()?, entry.metadata().ok()?.ino()));
+    let mut all = fs::read_dir(folder.join("slaves")).ok()?.flatten().map(name).collect::<Option<Vec<_>>>()?;
+    all.sort();
+    (!all.is_empty()).then(|| format!(" on{}", all.concat()))
 }
 
 /// Something that changes when the device or file is written to; good enough to wait for a quiet moment by.

@@ -5,7 +5,7 @@
 //! Output is asked for as JSON with fixed units; nothing is read from columns made for people.
 
 use crate::error::{Context, Error, Kind, Result};
-use crate::limits::{HELPER_TIMEOUT, LVM_OUTPUT_BYTES_MAX, LVM_TIMEOUT};
+use crate::limits::{LVM_OUTPUT_BYTES_MAX, LVM_TIMEOUT};
 use crate::log;
 use crate::program::{self, Call, How, words_of};
 use nix::unistd::geteuid;
@@ -42,13 +42,6 @@ impl Tools for Lvm2 {
             Err(Error::new(Kind::Snapshot, NO_DEVICE_MAPPER))
         }
     }
-}
-
-/// Events of a device of device mapper so far: a snapshot that was merged back is one, and no write.
-pub fn mapper_events(major: u64, minor: u64) -> Result<String> {
-    let (major, minor) = (major.to_string(), minor.to_string());
-    let args = ["info", "-c", "--noheadings", "-o", "events", "-j", &major, "-m", &minor];
-    Ok(run(&find_tool("dmsetup")?, &args, HELPER_TIMEOUT)?.trim().to_owned())
 }
 
 const NO_DEVICE_MAPPER: &str =

@@ -21,7 +21,6 @@ pub mod volume;
 mod fake;
 
 pub use crate::settings::Share as Room;
-pub use command::mapper_events;
 pub use leftover::{Leftover, leftovers, remove_leftover};
 pub use policy::{CowSize, Policy};
 pub use snapshot::{Fill, Prepared, Snapshot};

@@ -2,6 +2,7 @@
 # needs: dm-snapshot binary
 # backend: any
 # reference: yes
+# limit: 180
 
 make_vg vg a
 make_vg rvg b
@@ -27,7 +28,7 @@ cat > /tmp/hook << 'END'
 echo "$1 $BLOCKFERRY_JOB $(lvs --noheadings -S lv_tags=blockferry -o lv_name | wc -l) $(echo $BLOCKFERRY_SNAPSHOTS | wc -w)" >> /tmp/calls
 if [ "$1" = pre ]; then
   touch /tmp/hold
-  while [ ! -e /tmp/held ]; do sleep 0.01; done
+  while [ ! -e /tmp/held ] && [ ! -e /tmp/gone ]; do sleep 0.01; done
 else
   rm -f /tmp/hold
 fi
@@ -68,6 +69,7 @@ for generation in 1 2; do
     lvremove -qqfy rvg/look-$name
   done
 done
+touch /tmp/gone
 kill -9 $writer
 wait $writer 2> /dev/null || true
 for name in data log; do umount /tmp/$name; done
