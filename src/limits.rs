@@ -253,6 +253,29 @@ pub const CONTINUOUS_PAUSE_MIN: Duration = Duration::from_secs(1);
 /// Most of a random delay that a catch-up keeps: hosts that come back together do not arrive together, and one
 /// that is up for an hour a day still gets its run.
 pub const CATCH_UP_SPREAD: Duration = Duration::from_secs(10 * 60);
+/// How often the agent looks at its jobs' books, at the clock and at what is due.
+pub const AGENT_LOOK: Duration = Duration::from_secs(1);
+/// Difference from which a clock that went back was put, and not only slowed down by a time server.
+pub const CLOCK_BACK_MIN: Duration = Duration::from_secs(2);
+/// Time after which nobody looked at a schedule, and from which a clock that went forward was put: what was due a
+/// moment ago is not missed yet.
+pub const UNWATCHED_MIN: Duration = Duration::from_secs(60);
+/// How often the agent looks at how far behind replicas are.
+pub const ALARM_INTERVAL: Duration = Duration::from_secs(60);
+/// How often the agent writes the file for the textfile collector: node_exporter is scraped about as often.
+pub const FIGURES_INTERVAL: Duration = Duration::from_secs(30);
+/// Time until a job that somebody else runs is asked for again.
+pub const LOCKED_RETRY: Duration = Duration::from_secs(5);
+/// Longest question to the agent.
+pub const QUESTION_BYTES_MAX: u64 = 4096;
+/// Questions to the agent at once: each is a thread for a moment.
+pub const ASKERS_MAX: usize = 16;
+/// Time for a question to arrive, and for its answer.
+pub const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How much longer systemd is to wait for an agent that stops, told with each look: a commit takes its time.
+pub const AGENT_STOP_EXTENSION: Duration = Duration::from_secs(60);
+/// Time to wait for a session that has a replica which is to be read: it has just committed, and ends.
+pub const UPSTREAM_WAIT: Duration = Duration::from_secs(10);
 /// Ticks counted as skipped by one run: a week of one each ten seconds.
 pub const TICKS_COUNTED_MAX: usize = 100_000;
 /// How long a run waits for a quiet volume where quiet_after is set and quiet_wait_max is not.

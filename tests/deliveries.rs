@@ -45,7 +45,7 @@ impl Stand {
 
     fn open(&self) -> (Origin, Reading) {
         let origin = Origin::find(Path::new(&self.source)).expect("a source");
-        let reading = origin.open(&Snapshots::default(), None, Choice::Auto).expect("an open source");
+        let reading = origin.open(&self.host.state, &Snapshots::default(), None, Choice::Auto).expect("an open source");
         (origin, reading)
     }
 

@@ -103,7 +103,7 @@ fn with_source(
     run: impl FnOnce(&mut Pass<'_>) -> Result<Outcome>,
     on_difference: &mut OnDifference<'_>,
 ) -> Result<Report> {
-    let result = origin.open(&job.snapshots, half.changed_bytes(), job.host.choice).and_then(|mut reading| {
+    let result = origin.open(&job.host.state, &job.snapshots, half.changed_bytes(), job.host.choice).and_then(|mut reading| {
         let result = half.pass(delivery, Opened::whole(&mut reading), on_difference, run);
         reading.close(result)
     });
@@ -125,7 +125,7 @@ fn in_passing(
     // Tells a live verification from what a killed one left.
     let _lock = Lock::take(&folder, "the verification")?;
     let files = HostFiles::new(&folder);
-    let result = origin.open(&job.snapshots, None, job.host.choice).and_then(|mut reading| {
+    let result = origin.open(&job.host.state, &job.snapshots, None, job.host.choice).and_then(|mut reading| {
         let order = delivery.errand.order(reading.taken_ms);
         let (disk, watch) = reading.parts();
         let result = run(&mut Pass {

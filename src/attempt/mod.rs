@@ -12,6 +12,7 @@ mod receivers;
 mod replicas;
 mod replicate;
 mod sources;
+mod upstream;
 mod way;
 
 pub use delivery::{Delivery, Errand, Host, changed_bytes, device_of, known, label};
@@ -23,6 +24,7 @@ pub use reading::{Foreseen, Origin, Reading, Snapshots, Still, When, dead_snapsh
 pub use receivers::{connect, own_key};
 pub use replicas::{HostReplicas, find_replica, guard_replica};
 pub use replicate::{Replicated, Report, replicate};
+pub use upstream::replica_named;
 
 /// Milliseconds since 1970.
 pub fn now_ms() -> u64 {

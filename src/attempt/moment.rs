@@ -9,6 +9,7 @@
 
 use super::now_ms;
 use super::reading::{Origin, Reading, Snapshots, Still, remove_what_died};
+use super::upstream::{Held, hold};
 use crate::error::{Error, Kind, Result};
 use crate::limits::{GROUP_LOCK_TIMEOUT, STOP_POLL};
 use crate::lvm::{Prepared, Snapshot, Volume};
@@ -46,17 +47,21 @@ pub fn open_all(state: &StateDir, wanted: &[Wanted<'_>], run_id: &str, choice: C
     }
     let _groups = lock_groups(state, wanted, stop)?;
     let mut promised = BTreeMap::new();
-    let prepared: Vec<Result<Option<Prepared>>> = wanted.iter().map(|one| prepare(one, run_id, &mut promised)).collect();
+    let mut ready = |one: &Wanted<'_>| Ok((hold(state, &one.origin.path)?, prepare(one, run_id, &mut promised)?));
+    let prepared: Vec<Result<(Option<Held>, Option<Prepared>)>> = wanted.iter().map(&mut ready).collect();
     // Before lvm2 makes any of them, so that a replica never seems younger than it is.
     let taken_ms = now_ms();
-    let made: Vec<Result<Option<Snapshot>>> =
-        prepared.into_iter().map(|one| one.and_then(|one| one.map(Prepared::make).transpose())).collect();
-    let open = |(one, made): (&Wanted<'_>, Result<Option<Snapshot>>)| match made? {
-        None => match &one.still {
-            Some(still) => one.origin.read_still(Arc::clone(still), choice),
-            None => one.origin.read_as_it_is(choice),
-        },
-        Some(snapshot) => Reading::of_snapshot(snapshot.locate()?, taken_ms, choice),
+    type Made = Result<(Option<Held>, Option<Snapshot>)>;
+    let make = |(held, prepared): (Option<Held>, Option<Prepared>)| Ok((held, prepared.map(Prepared::make).transpose()?));
+    let made: Vec<Made> = prepared.into_iter().map(|one| one.and_then(make)).collect();
+    let open = |(one, made): (&Wanted<'_>, Made)| {
+        let (held, snapshot) = made?;
+        let reading = match (snapshot, &one.still) {
+            (Some(snapshot), _) => Reading::of_snapshot(snapshot.locate()?, taken_ms, choice),
+            (None, Some(still)) => one.origin.read_still(Arc::clone(still), choice),
+            (None, None) => one.origin.read_as_it_is(choice),
+        };
+        reading.map(|reading| reading.of(held))
     };
     Ok(wanted.iter().zip(made).map(open).collect())
 }

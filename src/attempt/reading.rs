@@ -1,6 +1,7 @@
 //! What is read of a source: the device itself, or a snapshot made of it for this run.
 
 use super::now_ms;
+use super::upstream::{Held, hold};
 use crate::disk::Disk;
 use crate::disk::raw::{Access, RawDisk};
 use crate::error::{Error, Kind, Result};
@@ -9,6 +10,7 @@ use crate::log;
 use crate::lvm::{Policy, Prepared, Snapshot, Volume, leftovers, remove_leftover};
 use crate::ring::Choice;
 use crate::sender::Watch;
+use crate::state::StateDir;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -109,26 +111,28 @@ impl Origin {
 
     /// Opens what is to be read, with a snapshot where the policy asks for one: one source alone. Several of one moment:
     /// [`open_all`](super::open_all).
-    pub fn open(&self, snapshots: &Snapshots, changed_bytes: Option<u64>, choice: Choice) -> Result<Reading> {
+    pub fn open(&self, state: &StateDir, snapshots: &Snapshots, changed_bytes: Option<u64>, choice: Choice) -> Result<Reading> {
         if self.volume.is_some() {
             remove_what_died();
         }
+        let held = hold(state, &self.path)?;
         // Before lvm2 is asked, so that a replica never seems younger than it is.
         let taken_ms = now_ms();
-        match self.wants(snapshots.when)? {
+        let reading = match self.wants(snapshots.when)? {
             None => self.read_as_it_is(choice),
             Some(volume) => {
                 let run = Uuid::now_v7().to_string();
                 Reading::of_snapshot(Snapshot::create(volume, &snapshots.policy, changed_bytes, &run)?, taken_ms, choice)
             }
-        }
+        };
+        reading.map(|reading| reading.of(held))
     }
 
     /// Opens the source itself.
     pub(super) fn read_as_it_is(&self, choice: Choice) -> Result<Reading> {
         let taken_ms = now_ms();
         let disk = RawDisk::open(&self.path, Access::Read, choice)?;
-        Ok(Reading { disk, taken_ms, snapshot: None, still: None })
+        Ok(Reading { disk, taken_ms, snapshot: None, still: None, _held: None })
     }
 
     /// Opens the source itself, which lies still.
@@ -168,13 +172,24 @@ pub struct Reading {
     snapshot: Option<Watched>,
     /// Read without a snapshot because it lies still: asked before anything is sealed.
     still: Option<Still>,
+    /// The source is a replica of this host, which is held as long as it is read.
+    _held: Option<Held>,
 }
 
 impl Reading {
     /// Of a snapshot, which is watched from now on.
     pub(super) fn of_snapshot(snapshot: Snapshot, taken_ms: u64, choice: Choice) -> Result<Reading> {
         let disk = RawDisk::open(snapshot.path(), Access::Read, choice)?;
-        Ok(Reading { disk, taken_ms, snapshot: Some(Watched::start(snapshot)), still: None })
+        Ok(Reading { disk, taken_ms, snapshot: Some(Watched::start(snapshot)), still: None, _held: None })
+    }
+
+    /// Of a replica of this host: as old as what it is a copy of. A snapshot of it needs it to be held no longer.
+    pub(super) fn of(mut self, held: Option<Held>) -> Reading {
+        if let Some(held) = held {
+            self.taken_ms = held.source_time_ms;
+            self._held = self.snapshot.is_none().then_some(held);
+        }
+        self
     }
 
     /// Bytes of its classic snapshot's store, which may grow; 0 where it has none.

@@ -51,6 +51,11 @@ impl HostReplicas {
         Lock::take(&self.state.served(replica)?, &format!("the replica {replica}"))
     }
 
+    /// Remembers what a configured replica's name stands for.
+    pub fn note_name(&self, replica: &str, relationship: &uuid::Uuid) -> Result<()> {
+        self.state.note_served(replica, relationship)
+    }
+
     /// Refuses a target that is another relationship's replica; with --overwrite that one is given up.
     fn check_claims(&self, hello: &Hello, identity: &Identity) -> Result<()> {
         for relationship in self.state.relationships(Side::Replicas)? {

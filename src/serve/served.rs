@@ -137,6 +137,9 @@ impl Replicas for Served {
         }
         self.host.treat(entry.apply, entry.readonly);
         let site = self.host.find(&Hello { target: path.display().to_string(), ..hello.clone() })?;
+        if hello.purpose == Purpose::Replicate {
+            self.host.note_name(name, &hello.relationship)?;
+        }
         Ok(Box::new(ServedSite { site, _taken: taken }))
     }
 }

@@ -39,6 +39,9 @@ pub const HAVE: &str = "have";
 /// Name of the receiver's journal.
 pub const JOURNAL: &str = "journal";
 
+/// Name of the file that says which relationship a served replica is.
+const SERVED_AS: &str = "relationship";
+
 /// Which half of a relationship a folder belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
@@ -93,7 +96,8 @@ impl StateDir {
         Lock::wait(&self.root, "the list of pairs", PAIR_LOCK_TIMEOUT)
     }
 
-    /// The folder that stands for a replica the daemon serves under this name: it holds a lock and nothing else.
+    /// The folder that stands for a replica the daemon serves under this name: its lock, and which
+    /// relationship it is.
     pub fn served(&self, replica: &str) -> Result<PathBuf> {
         let folder = self.root.join("served").join(replica);
         make_dir(&folder)?;
@@ -103,6 +107,29 @@ impl StateDir {
     /// The folder that stands for a volume group while snapshots are made in it: it holds a lock and nothing else.
     pub fn group(&self, vg: &str) -> Result<PathBuf> {
         let folder = self.root.join("groups").join(vg);
+        make_dir(&folder)?;
+        Ok(folder)
+    }
+
+    /// Which relationship a replica of this name was last served as.
+    pub fn served_as(&self, replica: &str) -> Option<Uuid> {
+        crate::settings::check_name("replica", replica).ok()?;
+        let files = HostFiles::new(&self.root.join("served").join(replica));
+        std::str::from_utf8(&files.read(SERVED_AS).ok()??).ok()?.trim().parse().ok()
+    }
+
+    /// Writes that down, for who names the replica as receiver.toml does. Losing it costs nothing: the next session
+    /// writes it again.
+    pub fn note_served(&self, replica: &str, relationship: &Uuid) -> Result<()> {
+        if self.served_as(replica) == Some(*relationship) {
+            return Ok(());
+        }
+        HostFiles::new(&self.served(replica)?).replace(SERVED_AS, relationship.to_string().as_bytes())
+    }
+
+    /// The folder whose lock says which process is the agent.
+    pub fn agent_post(&self) -> Result<PathBuf> {
+        let folder = self.root.join("agent/daemon");
         make_dir(&folder)?;
         Ok(folder)
     }
