@@ -3,6 +3,8 @@
 CARGO   ?= cargo
 PREFIX  ?= /usr/local
 DESTDIR ?=
+# Where systemd looks for units that no package of the distribution brought; a package says UNITDIR=/usr/lib/systemd/system.
+UNITDIR ?= /usr/local/lib/systemd/system
 
 all: build
 
@@ -39,6 +41,9 @@ install: build man ## into $(DESTDIR)$(PREFIX)
 	install -D -m 755 target/release/blockferry $(DESTDIR)$(PREFIX)/bin/blockferry
 	for page in target/man/*.[1-8]; do \
 	  if [ -e "$$page" ]; then install -D -m 644 "$$page" "$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/}"; fi; \
+	done
+	for unit in packaging/systemd/*; do \
+	  install -D -m 644 "$$unit" "$(DESTDIR)$(UNITDIR)/$${unit##*/}"; \
 	done
 
 clean:    ## removes target/

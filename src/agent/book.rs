@@ -61,6 +61,9 @@ pub struct JobBook {
     /// The run that the agent's own end cut short: the next start takes it up whatever the schedule says.
     #[serde(default)]
     pub unfinished: Option<String>,
+    /// The run that an operator asked to stop.
+    #[serde(default)]
+    pub aborted: Option<String>,
     /// Epoch and generation of the replica this job comes after, as its last pass found them.
     #[serde(default)]
     pub commit: Option<String>,

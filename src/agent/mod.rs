@@ -2,9 +2,11 @@
 //!
 //! `config` says what is wanted, `book` and `history` what happened, `run` does it once.
 
+pub mod abort;
 pub mod bench;
 pub mod book;
 pub mod config;
+pub mod daemon;
 pub mod due;
 pub mod health;
 pub mod history;

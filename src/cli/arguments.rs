@@ -90,6 +90,15 @@ pub enum Command {
     /// Volumes are read as they are now, without a snapshot, and compared with what their receivers hold: where somebody
     /// writes meanwhile, the figures are an estimate. Hooks are named and not called. Exits with what a run would.
     Plan(PlanOptions),
+    /// Run the jobs of agent.toml when they are due
+    ///
+    /// SIGHUP reads the configuration again; SIGTERM stops every run at a point to go on from, and the next start goes
+    /// on there.
+    Agent(AgentConfigOption),
+    /// Stop the run of a job at a point to go on from, and wait for its end
+    ///
+    /// The run may be the agent's or that of a command. What came is kept; the schedule goes on.
+    Abort(AbortOptions),
     /// Let a job's schedule stand still
     ///
     /// A run under way goes on. `run JOB` by hand still works, `run --scheduled` and the agent do not start one.
@@ -345,6 +354,16 @@ pub struct PauseOptions {
     /// Why, for whoever looks at the job meanwhile
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,
+    /// Where jobs are written down.
+    #[command(flatten)]
+    pub config: AgentConfigOption,
+}
+
+/// Options of `abort`.
+#[derive(Debug, Args)]
+pub struct AbortOptions {
+    /// The job's name in agent.toml
+    pub job: String,
     /// Where jobs are written down.
     #[command(flatten)]
     pub config: AgentConfigOption,

@@ -1,5 +1,7 @@
 //! Words typed by a person: the command line, what it prints, and the exit code.
 
+mod abort;
+mod agent;
 mod arguments;
 mod bar;
 mod bars;
@@ -51,6 +53,8 @@ pub fn main() -> ExitCode {
         Command::Clone(options) => clone::run(&arguments.common, &options, &output),
         Command::Run(options) => run::run(&arguments.common, &options, &output),
         Command::Plan(options) => plan::run(&arguments.common, &options, &output),
+        Command::Agent(options) => agent::run(&arguments.common, &options),
+        Command::Abort(options) => abort::run(&arguments.common, &options, &output),
         Command::Pause(options) => pause::pause(&arguments.common, &options, &output),
         Command::Resume(options) => pause::resume(&arguments.common, &options, &output),
         Command::Verify(options) => verify::run(&arguments.common, &options, &output),

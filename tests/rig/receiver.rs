@@ -283,6 +283,14 @@ impl Agent {
         Agent { folder, state, pin, host }
     }
 
+    /// One whose state is a receiver's, with a folder of its own.
+    #[allow(dead_code)]
+    pub fn beside(state: &Path) -> Agent {
+        let state = StateDir::open(state).expect("a state directory");
+        let pin = *own_key(&state).expect("a key").pin();
+        Agent { folder: tempfile::tempdir().expect("a folder"), state, pin, host: Host::here() }
+    }
+
     /// An entry for receiver.toml that gives these operations on these replicas.
     pub fn entry(&self, name: &str, replicas: &str, operations: &str) -> String {
         format!("[[client]]\nname = \"{name}\"\nkey = \"{}\"\nallow = [{{ replica = \"{replicas}\", ops = [{operations}] }}]\n", self.pin)

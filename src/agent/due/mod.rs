@@ -235,17 +235,19 @@ fn on_time(at_ms: u64, delay_ms: u64, view: &View<'_>) -> Due {
     Due::at(view.since_ms.saturating_add(delay_ms.min(ms(CATCH_UP_SPREAD))), Why::CatchUp, Cause::CatchUp)
 }
 
-/// The pass after the last one. One that failed is the back-off's; one that waits for an operator is looked at
-/// as seldom as the longest back-off, since others of the job may go on.
+/// The pass after the last one. One that failed is the back-off's; one that was stopped, or of which everything waits for
+/// an operator, is looked at as seldom as the longest back-off.
 fn next_pass(job: &Job, pause: Duration, book: &JobBook, view: &View<'_>) -> Option<Due> {
     let Some(last) = &book.last else {
         return Some(Due::at(view.since_ms.saturating_add(Ticks::spread(job, view, job.random_delay)), Why::Schedule, Cause::Schedule));
     };
     let mut wait = ms(pause.max(CONTINUOUS_PAUSE_MIN));
-    if last.failure.is_some() {
-        if may_retry(book) {
-            return None;
-        }
+    if may_retry(book) {
+        return None;
+    }
+    // Where one of several waits, the others go on at their pace.
+    let failed_whole = last.failure.as_ref().is_some_and(|failure| failure.kind() != Kind::Partial);
+    if failed_whole || !book.legs.is_empty() && book.legs.iter().all(|leg| leg.failure.is_some()) {
         wait = wait.max(ms(job.retry.max));
     }
     let base = if last.finished_ms > view.now_ms { view.since_ms } else { last.finished_ms };

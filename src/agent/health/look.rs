@@ -7,7 +7,7 @@ use crate::agent::book::{JobBook, Shelf};
 use crate::agent::config::Job;
 use crate::attempt;
 use crate::error::{Error, Result};
-use crate::state::{HostFiles, Lock, ReplicaRecord, Side, SourceRecord};
+use crate::state::{HostFiles, ReplicaRecord, Side, SourceRecord};
 use jiff::tz::TimeZone;
 use uuid::Uuid;
 
@@ -65,7 +65,7 @@ impl Look {
 
 /// The process of the agent that keeps the schedules of this state directory.
 pub fn agent_pid(shelf: &Shelf) -> Option<u32> {
-    Lock::holder(&shelf.folder().join("daemon"))
+    crate::agent::daemon::process(shelf)
 }
 
 fn see(shelf: &Shelf, job: &Job, around: Around) -> Seen {

@@ -1,0 +1,334 @@
+//! The agent on real processes: a host with volumes, receivers on loopback, schedules of seconds. What happens to it
+//! here is what happens in years: receivers go away and come back, the agent is killed, jobs are renamed, people stop
+//! what runs. Chance is seeded: `BLOCKFERRY_SEED=N cargo test --test agent` repeats a run.
+
+#[path = "rig/keeper.rs"]
+mod keeper;
+#[path = "rig/receiver.rs"]
+mod receiver;
+
+use blockferry::agent::book::JobBook;
+use blockferry::state::{HostFiles, Side, SourceRecord};
+use keeper::{Keeper, edit};
+use nix::sys::signal::Signal;
+use receiver::Receiver;
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+const BOTH: &str = "\"push\", \"verify\"";
+const QUICK: &str =
+    "[defaults]\nretry = { initial = \"1s\", max = \"4s\", jitter = 0.2 }\nstall_timeout = \"5s\"\nconnect_timeout = \"2s\"\n";
+
+/// Seeded chance.
+struct Dice(u64);
+
+impl Dice {
+    fn new(test: &str) -> Dice {
+        let seed = std::env::var("BLOCKFERRY_SEED").ok().and_then(|seed| seed.parse().ok());
+        let seed = seed.unwrap_or_else(|| blockferry::attempt::now_ms() % 1_000_000);
+        println!("{test}: BLOCKFERRY_SEED={seed}");
+        Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % sides
+    }
+
+    fn noise(&mut self, bytes: usize) -> Vec<u8> {
+        (0..bytes.div_ceil(8)).flat_map(|_| self.roll(u64::MAX).to_le_bytes()).take(bytes).collect()
+    }
+
+    /// Writes something somewhere.
+    fn change(&mut self, volume: &Path) {
+        let blocks = fs::metadata(volume).expect("a volume").len() / 4096;
+        let (at, bytes) = (self.roll(blocks) * 4096, self.noise(4096));
+        edit(volume, at, &bytes);
+    }
+}
+
+#[track_caller]
+fn equal(a: impl AsRef<Path>, b: impl AsRef<Path>) {
+    let (left, right) = (fs::read(&a).expect("a volume"), fs::read(&b).expect("a replica"));
+    assert!(left == right, "{} and {} differ", a.as_ref().display(), b.as_ref().display());
+}
+
+fn failing_exit(book: &JobBook, receiver: &str) -> Option<u8> {
+    book.legs.iter().filter(|leg| leg.receiver == receiver).find_map(|leg| leg.failure.as_ref()).map(|failure| failure.exit)
+}
+
+/// The pairs of a host: how many, and the generation of the one with this source.
+fn pairs(keeper: &Keeper, source: &str) -> (usize, u64) {
+    let state = &keeper.host.state;
+    let all = state.relationships(Side::Sources).expect("pairs");
+    let load = |pair| SourceRecord::load(&HostFiles::new(&state.folder(Side::Sources, pair))).ok().flatten();
+    let found = all.iter().filter_map(load).find(|record| record.source.path == keeper.path(source)).map_or(0, |record| record.generation);
+    (all.len(), found)
+}
+
+#[test]
+fn a_life_with_two_receivers_three_volumes_and_accidents() {
+    let mut dice = Dice::new("a_life");
+    let mut keeper = Keeper::new();
+    let entry = keeper.host.entry("prod1", "*", BOTH);
+    let one = Receiver::start(&["a", "b", "c"], &entry);
+    let mut two = Receiver::start(&["a", "b"], &entry);
+    for (name, mib) in [("a", 1), ("b", 2), ("c", 3)] {
+        fs::write(keeper.path(name), dice.noise(mib << 20)).unwrap();
+    }
+    let receivers = [QUICK.to_owned(), Keeper::receiver("one", &one), Keeper::receiver("two", &two)].concat();
+    let pair = keeper.job("pair", &["one", "two"], &["a", "b"], "every = \"1s\"");
+    let solo = |name: &str| keeper.job(name, &["one"], &["c"], "continuous = true\npause = \"500ms\"");
+    let (solo, single) = (solo("solo"), solo("single"));
+    keeper.configure(&format!("{receivers}{pair}{solo}"));
+    let check = |keeper: &Keeper, two: &Receiver| {
+        for volume in ["a", "b"] {
+            equal(keeper.path(volume), one.image(volume));
+            equal(keeper.path(volume), two.image(volume));
+        }
+        equal(keeper.path("c"), one.image("c"));
+    };
+    keeper.start();
+    keeper.wait_current("pair");
+    keeper.wait_current("solo");
+    check(&keeper, &two);
+    for _ in 0..3 {
+        let volume = ["a", "b", "c"][dice.roll(3) as usize];
+        dice.change(&keeper.path(volume));
+        keeper.wait_current(if volume == "c" { "solo" } else { "pair" });
+        check(&keeper, &two);
+    }
+
+    // One receiver goes away: the other goes on, the failure is counted and has its code.
+    assert_eq!(two.stop(), Some(0));
+    keeper.wait("the job has failed three times", || keeper.book("pair").failures >= 3);
+    let book = keeper.book("pair");
+    assert_eq!((failing_exit(&book, "one"), failing_exit(&book, "two")), (None, Some(4)));
+    dice.change(&keeper.path("a"));
+    keeper.wait("the other receiver is current", || fs::read(keeper.path("a")).unwrap() == fs::read(one.image("a")).unwrap());
+    two.restart_here("");
+    keeper.wait_current("pair");
+    assert_eq!((keeper.book("pair").failures, failing_exit(&keeper.book("pair"), "two")), (0, None));
+    check(&keeper, &two);
+
+    // The agent is killed at any moment.
+    for _ in 0..3 {
+        dice.change(&keeper.path("b"));
+        std::thread::sleep(Duration::from_millis(dice.roll(700)));
+        keeper.kill();
+        dice.change(&keeper.path("c"));
+        keeper.start();
+        keeper.wait_current("pair");
+        keeper.wait_current("solo");
+        check(&keeper, &two);
+    }
+
+    // A job gets another name: the pair is the same, and goes on.
+    let (number, generation) = pairs(&keeper, "c");
+    keeper.configure(&format!("{receivers}{pair}{single}"));
+    keeper.signal(Signal::SIGHUP);
+    dice.change(&keeper.path("c"));
+    keeper.wait_current("single");
+    let after = pairs(&keeper, "c");
+    assert!(after.0 == number && after.1 > generation, "{after:?} after {number} pairs and generation {generation}");
+    check(&keeper, &two);
+    // A configuration with a mistake changes nothing.
+    keeper.configure("[[job]]\nname = 7\n");
+    keeper.signal(Signal::SIGHUP);
+    keeper.wait("the log names the mistake", || keeper.log().contains("the configuration stays as it was"));
+    keeper.wait_current("pair");
+    keeper.configure(&format!("{receivers}{pair}{single}"));
+
+    // A pause holds, with an agent that runs, until it is over.
+    let (code, said) = keeper.run(&["pause", "pair"]);
+    assert_eq!(code, Some(0), "{said}");
+    keeper.wait("the pause is seen", || keeper.seen("pair")["why"] == "paused" && keeper.seen("pair")["run"].is_null());
+    let last = keeper.book("pair").last.unwrap().run_id;
+    std::thread::sleep(Duration::from_millis(2500));
+    assert_eq!(keeper.book("pair").last.unwrap().run_id, last, "a paused job ran");
+    let (code, said) = keeper.run(&["resume", "pair"]);
+    assert_eq!(code, Some(0), "{said}");
+    keeper.wait_current("pair");
+
+    let (code, _) = keeper.stop();
+    assert_eq!(code, Some(0));
+    check(&keeper, &two);
+}
+
+#[test]
+fn a_receiver_that_is_away_is_tried_ever_more_seldom_and_found_again() {
+    let mut dice = Dice::new("a_receiver_that_is_away");
+    let mut keeper = Keeper::new();
+    let mut receiver = Receiver::start(&["a"], &keeper.host.entry("prod1", "*", BOTH));
+    fs::write(keeper.path("a"), dice.noise(1 << 20)).unwrap();
+    let job = keeper.job("rare", &["one"], &["a"], "every = \"1h\"");
+    keeper.configure(&format!("{QUICK}{}{job}", Keeper::receiver("one", &receiver)));
+    keeper.start();
+    keeper.wait_current("rare");
+    keeper.wait("the next run is an hour away", || {
+        let book = keeper.book("rare");
+        book.next_why.as_deref() == Some("schedule") && book.next_due_ms > book.last.map(|last| last.started_ms + 3_500_000)
+    });
+    receiver.stop();
+    dice.change(&keeper.path("a"));
+    // By hand, beside the agent: the same lock, the same book.
+    let (code, said) = keeper.run(&["run", "rare"]);
+    assert_eq!(code, Some(4), "{said}");
+    for failures in 1..=4u32 {
+        keeper.wait("it waits for its next try", || {
+            let book = keeper.book("rare");
+            let reckoned = book.next_due_ms >= book.last.as_ref().map(|last| last.finished_ms);
+            book.failures == failures && book.running.is_none() && reckoned && book.next_why.as_deref() == Some("retry")
+        });
+        let book = keeper.book("rare");
+        let wait = book.next_due_ms.unwrap().saturating_sub(book.last.unwrap().finished_ms);
+        let full = (1000 << (failures - 1)).min(4000);
+        assert!((full * 8 / 10 - 1..=full).contains(&wait), "after {failures} failures {wait} ms");
+    }
+    receiver.restart_here("");
+    keeper.wait("it is found again", || keeper.book("rare").failures == 0);
+    keeper.wait("the schedule goes on", || keeper.book("rare").next_why.as_deref() == Some("schedule"));
+    equal(keeper.path("a"), receiver.image("a"));
+}
+
+#[test]
+fn what_runs_is_stopped_in_every_phase_and_goes_on_from_there() {
+    let mut dice = Dice::new("what_runs_is_stopped");
+    let mut keeper = Keeper::new();
+    let receiver = Receiver::start(&["a", "b"], &keeper.host.entry("prod1", "*", BOTH));
+    fs::write(keeper.path("a"), dice.noise(2 << 20)).unwrap();
+    fs::write(keeper.path("b"), dice.noise(8 << 20)).unwrap();
+    // Somebody listens, and says nothing.
+    let mute = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mute = format!("[[receiver]]\nname = \"mute\"\naddress = \"{}\"\npin = \"{}\"\n", mute.local_addr().unwrap(), receiver.pin);
+    let slow = "bandwidth = [{ limit = \"100KiB/s\" }]\n";
+    let configure = |keeper: &Keeper, limit: &str| {
+        let jobs = [
+            keeper.job("slow", &["one"], &["a"], &format!("every = \"1h\"\n{limit}")),
+            keeper.job("waits", &["mute"], &["a"], ""),
+            keeper.job("large", &["one"], &["b"], ""),
+        ];
+        keeper.configure(&format!("{QUICK}{mute}{}{}", Keeper::receiver("one", &receiver), jobs.concat()));
+    };
+    configure(&keeper, slow);
+    keeper.start();
+    let stopped = |keeper: &Keeper, job: &str| {
+        let began = Instant::now();
+        let (code, said) = keeper.run(&["abort", job]);
+        assert!(code == Some(0) && said.contains("stopped"), "{code:?} {said}");
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+        let book = keeper.book(job);
+        assert_eq!(book.last.unwrap().failure.unwrap().exit, 130);
+        assert!(book.running.is_none());
+    };
+
+    // While it copies; a second run of it never begins.
+    keeper.wait("it copies", || keeper.phase("slow") == "copying");
+    let (code, said) = keeper.run(&["run", "slow"]);
+    assert!(code == Some(5) && said.contains("in use by process"), "{code:?} {said}");
+    stopped(&keeper, "slow");
+    keeper.wait("it waits for its schedule", || keeper.seen("slow")["why"] == "schedule" && keeper.seen("slow")["run"].is_null());
+    let (code, said) = keeper.run(&["abort", "slow"]);
+    assert!(code == Some(0) && said.contains("no run is under way"), "{said}");
+
+    // While it connects.
+    keeper.ask_for_run("waits");
+    keeper.wait("it connects", || keeper.phase("waits") == "connecting");
+    stopped(&keeper, "waits");
+
+    // The agent's own end: what was stopped is taken up by the next start, without waiting for the hour.
+    keeper.ask_for_run("slow");
+    keeper.wait("it copies again", || keeper.phase("slow") == "copying");
+    let (code, time) = keeper.stop();
+    assert!(code == Some(0) && time < Duration::from_secs(10), "{code:?} {time:?}");
+    assert!(keeper.book("slow").unfinished.is_some());
+    configure(&keeper, "");
+    keeper.start();
+    keeper.wait("it is finished", || keeper.book("slow").unfinished.is_none());
+    assert!(keeper.book("slow").last_success_ms.is_some());
+    equal(keeper.path("a"), receiver.image("a"));
+
+    // While it commits: the receiver stands still in the middle of it.
+    keeper.ask_for_run("large");
+    keeper.wait_current("large");
+    let mut caught = false;
+    for _ in 0..20 {
+        let content = dice.noise(8 << 20);
+        edit(&keeper.path("b"), 0, &content);
+        let before = keeper.book("large").last.map(|last| last.run_id);
+        keeper.ask_for_run("large");
+        while keeper.book("large").last.map(|last| last.run_id) == before && !caught {
+            caught = keeper.phase("large") == "committing";
+        }
+        if caught {
+            receiver.signal(Signal::SIGSTOP);
+            // It may have ended in the same moment.
+            caught = keeper.phase("large") == "committing";
+        }
+        if caught {
+            break;
+        }
+        receiver.signal(Signal::SIGCONT);
+        keeper.wait("the run ends", || keeper.seen("large")["run"].is_null());
+    }
+    assert!(caught, "no commit was met in twenty runs");
+    stopped(&keeper, "large");
+    receiver.signal(Signal::SIGCONT);
+    keeper.ask_for_run("large");
+    keeper.wait_current("large");
+    equal(keeper.path("b"), receiver.image("b"));
+
+    // A run by hand is stopped by its signal, and its process says so.
+    keeper.stop();
+    configure(&keeper, slow);
+    edit(&keeper.path("a"), 0, &dice.noise(2 << 20));
+    let mut command = keeper.begin(&["run", "slow"]);
+    keeper.wait("it runs", || keeper.shelf().runner("slow") == Some(command.id()) && keeper.book("slow").running.is_some());
+    std::thread::sleep(Duration::from_millis(dice.roll(1500)));
+    stopped(&keeper, "slow");
+    assert_eq!(command.wait().unwrap().code(), Some(143));
+    configure(&keeper, "");
+    let (code, said) = keeper.run(&["run", "slow"]);
+    assert_eq!(code, Some(0), "{said}");
+    equal(keeper.path("a"), receiver.image("a"));
+}
+
+#[test]
+fn a_chain_follows_each_commit_and_keeps_the_age_of_its_source() {
+    let mut dice = Dice::new("a_chain");
+    // The middle host has a receiver and an agent with one state directory.
+    let mut source = Keeper::new();
+    let middle = Receiver::start(&["a"], &source.host.entry("prod1", "*", BOTH));
+    let mut chained = Keeper::with_state(&middle);
+    let last = Receiver::start(&["a"], &chained.host.entry("middle", "*", BOTH));
+    fs::write(source.path("a"), dice.noise(1 << 20)).unwrap();
+    source.configure(&format!(
+        "{QUICK}{}{}",
+        Keeper::receiver("middle", &middle),
+        source.job("first", &["middle"], &["a"], "every = \"1h\"")
+    ));
+    let volume = format!("{{ source = \"{}\", replica = \"a\" }}", middle.image("a").display());
+    let second = format!("[[job]]\nname = \"second\"\nreceivers = [\"last\"]\nvolumes = [{volume}]\nafter = \"replica:a\"\n");
+    chained.configure(&format!("{QUICK}{}{second}", Keeper::receiver("last", &last)));
+    chained.start();
+    source.start();
+    for _ in 0..3 {
+        chained.wait("the end of the chain is like its source", || {
+            fs::read(source.path("a")).ok() == fs::read(last.image("a")).ok() && chained.book("second").running.is_none()
+        });
+        // What the last replica is as old as is when the source was snapshotted, not when the middle was read.
+        let times = |state: &blockferry::state::StateDir| {
+            let pair = state.relationships(Side::Sources).unwrap()[0];
+            SourceRecord::load(&HostFiles::new(&state.folder(Side::Sources, &pair))).unwrap().unwrap().source_time_ms
+        };
+        chained.wait("the cursor is written", || times(&source.host.state) == times(&chained.host.state));
+        chained.wait("it waits for the next commit", || chained.book("second").next_why.as_deref() == Some("awaits-commit"));
+        dice.change(&source.path("a"));
+        source.ask_for_run("first");
+    }
+    assert_eq!((source.stop().0, chained.stop().0), (Some(0), Some(0)));
+}
