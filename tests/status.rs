@@ -117,6 +117,8 @@ fn status_tells_of_each_job_how_old_it_is_what_is_wrong_and_what_to_type() {
     let one = site.run(&["status", "web"]).stdout;
     assert!(one.contains("web ") && !one.contains("db ") && !one.contains("relationship"), "{one}");
     site.run(&["status", "wbe"]).says(2, &["there is no job \"wbe\"; there is db, web"]);
+    // Who looks leaves nothing behind.
+    assert!(!site.ferry.path("state/agent").exists());
     // A configuration that is named must be there.
     site.ferry.run(&["status", "--config", "/no/agent.toml"]).says(2, &["/no/agent.toml"]);
 }
@@ -164,7 +166,7 @@ fn monitor_says_unknown_where_it_cannot_look() {
     unknown(site.run(&["monitor", "web"]), "state-unreadable");
     // On a receiver's host there are no jobs, but replicas.
     let ended = site.ferry.run(&["monitor"]);
-    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "BLOCKFERRY OK - 1 replicas\n"));
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "BLOCKFERRY OK - 1 replica\n"));
     assert_eq!(site.ferry.run(&["promote", &site.ferry.name("db-replica")]).code, Some(0));
     let ended = site.ferry.run(&["monitor"]);
     assert!(ended.code == Some(1) && ended.stdout.starts_with("BLOCKFERRY WARNING - promoted: "), "{ended:?}");

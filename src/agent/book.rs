@@ -208,6 +208,11 @@ impl Shelf {
         Ok(Shelf { state: state.clone() })
     }
 
+    /// The same for who only looks: nothing is made.
+    pub fn look(state: &StateDir) -> Shelf {
+        Shelf { state: state.clone() }
+    }
+
     /// The state directory.
     pub fn state(&self) -> &StateDir {
         &self.state

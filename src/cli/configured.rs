@@ -28,7 +28,7 @@ impl Configured {
         };
         let of_config = config.as_ref().and_then(|config| config.state_dir.clone());
         let state = common.state_dir.clone().or(of_config).unwrap_or_else(StateDir::default_path);
-        Ok(Configured { config, shelf: Shelf::open(&StateDir::open(&state)?)? })
+        Ok(Configured { config, shelf: Shelf::look(&StateDir::open(&state)?) })
     }
 
     /// The jobs of these names, all where none is named.

@@ -56,6 +56,7 @@ fn words(healths: &[&Health], others: &[Reason], replicas: usize) -> String {
         let oldest = healths.iter().filter_map(|health| Some((health.lag_ms?, &health.job))).max();
         let oldest = oldest.map_or(String::new(), |(ms, job)| format!(", the oldest replica is {} old ({job})", span(ms)));
         return match (healths.len(), replicas) {
+            (0, 1) => "1 replica".to_owned(),
             (0, replicas) => format!("{replicas} replicas"),
             (1, _) => format!("1 job{oldest}"),
             (jobs, _) => format!("{jobs} jobs{oldest}"),
