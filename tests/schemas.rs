@@ -93,6 +93,20 @@ fn what_is_printed_is_what_is_described() {
     check(1, &["monitor", "--config", &config]);
     check(0, &["metrics", "--config", &config]);
     jobs(&ferry, &mut check);
+    let line = |started: u64, result: serde_json::Value, failure: serde_json::Value| {
+        let mut leg = json!({"source": source, "receiver": "here", "replica": target, "relationship": null, "seconds": 0.5});
+        leg.as_object_mut().unwrap().extend(result.as_object().unwrap().clone());
+        json!({"run_id": "r", "job": "db", "cause": "schedule", "started_ms": started, "finished_ms": started + 5, "legs": [leg], "failure": failure}).to_string() + "\n"
+    };
+    let amounts = json!({"read_bytes": 1, "changed_extents": 1, "sent_blocks": 1, "plain_bytes": 1, "wire_bytes": 1, "written_bytes": 1, "healed_extents": 0});
+    let mut committed = json!({"result": "committed", "generation": 2, "source_time_ms": now, "mode": "journal"});
+    committed.as_object_mut().unwrap().extend(amounts.as_object().unwrap().clone());
+    let history = line(now, committed, json!(null))
+        + &line(now + 1, json!({"result": "idle", "generation": 2}), json!(null))
+        + &line(now + 2, json!({"result": "failed", "exit": 4, "message": "no"}), json!(null))
+        + &line(now + 3, json!({"result": "passed-over", "why": "an operator is waited for"}), failure);
+    fs::write(ferry.path("state/agent/history.jsonl"), history).unwrap();
+    check(0, &["history", "--config", &config]);
     check(0, &["promote", &target]);
     check(0, &["status"]);
 

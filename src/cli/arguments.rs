@@ -113,6 +113,8 @@ pub enum Command {
     /// command to type next. It takes no lock and needs no agent. The exit code says whether there was something to
     /// show; `monitor` is the command whose exit code is the health.
     Status(StatusOptions),
+    /// Show the runs of jobs, the last one at the end
+    History(HistoryOptions),
     /// Print one line for Nagios and its kin; exit 0 ok, 1 warning, 2 critical, 3 unknown
     ///
     /// With the lag of each job as performance data, its limits beside it. Without a JOB the replicas of this host
@@ -165,6 +167,20 @@ pub struct StatusOptions {
     /// Look again every so many seconds until a signal comes
     #[arg(short, long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub watch: Option<u32>,
+}
+
+/// Options of `history`.
+#[derive(Debug, Args)]
+pub struct HistoryOptions {
+    /// Only these jobs, also those that are not configured any more
+    #[arg(value_name = "JOB")]
+    pub jobs: Vec<String>,
+    /// The agent's configuration [default: /etc/blockferry/agent.toml where there is one]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// No more runs than this
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 20)]
+    pub last: usize,
 }
 
 /// Options of `monitor`.

@@ -9,6 +9,7 @@ mod clone;
 mod config;
 mod configured;
 mod doctor;
+mod history;
 mod jobs;
 mod legs;
 mod manifest;
@@ -59,6 +60,7 @@ pub fn main() -> ExitCode {
         Command::Resume(options) => pause::resume(&arguments.common, &options, &output),
         Command::Verify(options) => verify::run(&arguments.common, &options, &output),
         Command::Status(options) => status::run(&arguments.common, &options, &output),
+        Command::History(options) => history::run(&arguments.common, &options, &output),
         // Its exit codes are those of monitoring plug-ins.
         Command::Monitor(options) => return ExitCode::from(monitor::run(&arguments.common, &options, &output)),
         Command::Metrics(options) => metrics::run(&arguments.common, &options, &output),
