@@ -37,14 +37,20 @@ fuzz:     ## the random tests for longer: make fuzz CASES=100000
 man:      ## manual pages and shell completions under target/man, from the same words as --help
 	$(CARGO) run --release --example man -- target/man
 
-install: build man ## into $(DESTDIR)$(PREFIX)
-	install -D -m 755 target/release/blockferry $(DESTDIR)$(PREFIX)/bin/blockferry
+install: build man install-files ## into $(DESTDIR)$(PREFIX): program, manual pages, completions
+
+# The same without building: what lies under target/ is taken as it is.
+install-files:
+	install -D -m 755 target/release/blockferry "$(DESTDIR)$(PREFIX)/bin/blockferry"
 	for page in target/man/*.[1-8]; do \
-	  if [ -e "$$page" ]; then install -D -m 644 "$$page" "$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/}"; fi; \
+	  install -D -m 644 "$$page" "$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/}" || exit 1; \
 	done
 	for unit in packaging/systemd/*; do \
 	  install -D -m 644 "$$unit" "$(DESTDIR)$(UNITDIR)/$${unit##*/}"; \
 	done
+	install -D -m 644 target/man/blockferry.bash "$(DESTDIR)$(PREFIX)/share/bash-completion/completions/blockferry"
+	install -D -m 644 target/man/_blockferry "$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_blockferry"
+	install -D -m 644 target/man/blockferry.fish "$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/blockferry.fish"
 
 clean:    ## removes target/
 	$(CARGO) clean
@@ -52,4 +58,4 @@ clean:    ## removes target/
 help:     ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*##  *\(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name words; do printf '  make %-8s %s\n' "$$name" "$$words"; done
 
-.PHONY: all build demo check test vm-test bench fuzz man install clean help
+.PHONY: all build demo check test vm-test bench fuzz man install install-files clean help

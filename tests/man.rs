@@ -5,6 +5,7 @@
 mod man;
 
 use clap::Command;
+use std::os::unix::fs::PermissionsExt;
 
 /// What roff makes of a text: its minus signs and blanks are written otherwise.
 fn plain(roff: &str) -> String {
@@ -54,5 +55,37 @@ fn every_command_is_completed_in_every_shell() {
         for word in ["clone", "verify", "status", "resync", "manifest", "dry-run", "rsh", "state-dir"] {
             assert!(script.contains(word), "{file} does not complete {word}");
         }
+    }
+}
+
+/// The Makefile's own lines, in a folder where what they take is there already: nothing is built.
+#[test]
+fn what_is_installed_is_where_man_and_the_shells_look_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (made, destination) = (folder.path().join("target/man"), folder.path().join("a root"));
+    std::fs::create_dir_all(&made).unwrap();
+    std::fs::create_dir_all(folder.path().join("target/release")).unwrap();
+    std::fs::write(folder.path().join("target/release/blockferry"), "the program").unwrap();
+    let pages = man::pages().unwrap();
+    pages.iter().for_each(|(file, page)| std::fs::write(made.join(file), page).unwrap());
+    man::completions(&made).unwrap();
+    let makefile = concat!(env!("CARGO_MANIFEST_DIR"), "/Makefile");
+    let ended = std::process::Command::new("make")
+        .current_dir(folder.path())
+        .args(["-f", makefile, "install-files", "PREFIX=/usr"])
+        .arg(format!("DESTDIR={}", destination.display()))
+        .output()
+        .unwrap();
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    let installed = |file: &str| {
+        let path = destination.join("usr").join(file);
+        std::fs::metadata(&path).unwrap_or_else(|cause| panic!("{}: {cause}", path.display())).permissions().mode() & 0o777
+    };
+    assert_eq!(installed("bin/blockferry"), 0o755);
+    for (page, _) in &pages {
+        assert_eq!(installed(&format!("share/man/man1/{page}")), 0o644);
+    }
+    for file in ["bash-completion/completions/blockferry", "zsh/site-functions/_blockferry", "fish/vendor_completions.d/blockferry.fish"] {
+        assert_eq!(installed(&format!("share/{file}")), 0o644);
     }
 }

@@ -156,6 +156,12 @@ pub struct VerifyBook {
     /// A difference was found, and since then no round has compared all of it without one.
     #[serde(default)]
     pub differed: bool,
+    /// Slices in a row without a difference …
+    #[serde(default)]
+    pub clean: u64,
+    /// … while a round had so many.
+    #[serde(default)]
+    pub rounds: u32,
 }
 
 /// What is known of a pair beyond its record: how current the replica is while its source is idle.

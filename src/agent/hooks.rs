@@ -48,8 +48,8 @@ pub struct Around {
 pub struct Stack<'a> {
     hooks: &'a [HookEntry],
     around: Around,
-    /// How many of them were started and have not had their `post`.
-    entered: usize,
+    /// Those that were started and have not had their `post`.
+    entered: Vec<&'a HookEntry>,
 }
 
 /// The two calls of a hook.
@@ -79,7 +79,7 @@ enum Done {
 impl<'a> Stack<'a> {
     /// The hooks of a job for one run.
     pub fn new(hooks: &'a [HookEntry], around: Around) -> Stack<'a> {
-        Stack { hooks, around, entered: 0 }
+        Stack { hooks, around, entered: Vec::new() }
     }
 
     /// The hooks as one could type them, in the order of their `pre`: what a dry run shows.
@@ -96,18 +96,13 @@ impl<'a> Stack<'a> {
             }
             let done = self.call(hook, Edge::Pre, &[], Some(stop));
             if !matches!(done, Done::Never(_)) {
-                self.entered += 1;
+                self.entered.push(hook);
             }
             match (done, hook.on_error.unwrap_or_default()) {
                 (Done::Well, _) => {}
                 (Done::Badly(error) | Done::Never(error), _) if error.kind() == Kind::Interrupted => return self.abandon(error),
                 (Done::Badly(error) | Done::Never(error), OnError::Abort) => return self.abandon(error),
-                (Done::Badly(error), OnError::Warn) => log::warning(format!("{}; the run goes on", error.chain())),
-                (Done::Never(error), OnError::Warn) => {
-                    // The hooks before it and those after it are still a stack: this one keeps its place in it.
-                    self.entered += 1;
-                    log::warning(format!("{}; the run goes on", error.chain()));
-                }
+                (Done::Badly(error) | Done::Never(error), OnError::Warn) => log::warning(format!("{}; the run goes on", error.chain())),
             }
         }
         Ok(())
@@ -117,9 +112,7 @@ impl<'a> Stack<'a> {
     /// that is to abort the run is given back. What undoes something is not stopped by the stop flag.
     pub fn post(&mut self, snapshots: &[PathBuf]) -> Result<()> {
         let mut first = None;
-        while self.entered > 0 {
-            self.entered -= 1;
-            let hook = &self.hooks[self.entered];
+        while let Some(hook) = self.entered.pop() {
             match (self.call(hook, Edge::Post, snapshots, None), hook.on_error.unwrap_or_default()) {
                 (Done::Well, _) => {}
                 (Done::Badly(error) | Done::Never(error), OnError::Abort) if first.is_none() => first = Some(error),
@@ -318,11 +311,9 @@ mod tests {
         let words = "$BLOCKFERRY_HOOK|$BLOCKFERRY_JOB|$BLOCKFERRY_RUN_ID|$BLOCKFERRY_VOLUMES|$BLOCKFERRY_SNAPSHOTS|$BLOCKFERRY_GENERATION|$BLOCKFERRY_DRYRUN";
         let script = format!("printf '%s' \"{words}\" >&2; exit 1");
         let bench = Bench::new(&[(&script, OnError::Warn)]);
-        let mut stack = bench.stack();
-        stack.entered = 1;
+        let stack = bench.stack();
         let Done::Badly(error) = stack.call(&bench.hooks[0], Edge::Post, &["/dev/vg0/db-snap".into()], None) else { panic!() };
         assert!(error.chain().ends_with(": post|db|r1|/dev/vg0/db; /srv/a b.img|/dev/vg0/db-snap|4; 1|0"), "{}", error.chain());
-        stack.entered = 0;
         let bench = Bench::new(&[("true", OnError::Abort)]);
         let mut stack = bench.stack();
         stack.around.dry_run = true;

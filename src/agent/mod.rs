@@ -21,3 +21,4 @@ pub mod quiet;
 pub mod round;
 pub mod route;
 pub mod run;
+pub mod verify;

@@ -22,6 +22,12 @@ pub struct Remote {
     pub program: String,
 }
 
+impl Default for Remote {
+    fn default() -> Remote {
+        Remote { shell: "ssh".to_owned(), program: "blockferry".to_owned() }
+    }
+}
+
 /// A running remote shell.
 pub struct Link {
     child: Child,

@@ -5,6 +5,7 @@ use crate::attempt::{Place, Snapshots, When};
 use crate::digest::Algorithm;
 use crate::limits::{EXTENT_BYTES_DEFAULT, STALL_TIMEOUT_MIN};
 use crate::lvm::{CowSize, Policy, Room};
+use crate::part::{Slice, check_sample};
 use crate::pin::Pin;
 use crate::ring::Choice;
 use crate::sender::Compress;
@@ -106,6 +107,11 @@ pub enum Command {
     /// Let a paused job's schedule go on
     Resume(ResumeOptions),
     /// Read both sides and compare; exit 7 where they differ
+    ///
+    /// `verify SRC DST` compares a volume with its replica as they are now: what was written to the volume since the
+    /// last run differs, and is told. `verify JOB` compares every replica of a job with what was replicated to it, by
+    /// the digests that are kept here: it makes no snapshot, does not read the volumes, and a volume in use is no
+    /// reason for a difference.
     Verify(VerifyOptions),
     /// Show the jobs of agent.toml and how they are, and the pairs that are remembered here
     ///
@@ -398,13 +404,29 @@ pub struct ResumeOptions {
 /// Options of `verify`.
 #[derive(Debug, Args)]
 pub struct VerifyOptions {
-    /// The volume
+    /// The volume; or, without DST, a job of agent.toml
+    #[arg(value_name = "SRC|JOB")]
     pub src: Place,
     /// The replica
-    pub dst: Place,
+    pub dst: Option<Place>,
+    /// Compare N extents chosen by chance
+    #[arg(long, value_name = "N", value_parser = sample, conflicts_with_all = ["slice", "full"])]
+    pub sample: Option<u32>,
+    /// Choose the same extents as an earlier sample did
+    #[arg(long, value_name = "NUMBER", requires = "sample")]
+    pub seed: Option<u64>,
+    /// Compare one of T parts of the same size: 2/4 is the second of four
+    #[arg(long, value_name = "N/T", conflicts_with = "full")]
+    pub slice: Option<Slice>,
+    /// Compare everything: what is done without --sample and --slice
+    #[arg(long)]
+    pub full: bool,
     /// Send what differs, and nothing else
     #[arg(long)]
     pub repair: bool,
+    /// The agent's configuration [default: /etc/blockferry/agent.toml where there is one]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// How the source is read.
     #[command(flatten)]
     pub snapshot: SnapshotOptions,
@@ -616,6 +638,11 @@ impl From<Hash> for Algorithm {
             Hash::Blake3 => Algorithm::Blake3,
         }
     }
+}
+
+fn sample(text: &str) -> Result<u32, String> {
+    let extents = text.parse().map_err(|_| format!("\"{text}\" is no number of extents"))?;
+    check_sample(extents).map(|()| extents)
 }
 
 /// A stall limit that a busy peer can keep.

@@ -55,7 +55,7 @@ pub fn job(
 }
 
 /// What connections to other hosts are held to.
-fn terms(remote: &RemoteOptions) -> Terms {
+pub fn terms(remote: &RemoteOptions) -> Terms {
     Terms { stall: remote.stall_timeout, pace: Pace::new([Limiter::new(Table::from(remote.bandwidth))]), ..Terms::default() }
 }
 

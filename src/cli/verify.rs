@@ -1,59 +1,112 @@
-//! `blockferry verify SRC DST`.
+//! `blockferry verify SRC DST` and `blockferry verify JOB`.
 
 use super::arguments::{Common, VerifyOptions};
 use super::bar::Bar;
-use super::clone::{job, warn_if_live};
+use super::clone::{job, terms, warn_if_live};
+use super::configured::Configured;
 use super::output::{Output, differs};
 use super::signals;
-use crate::attempt;
-use crate::error::Result;
+use crate::agent::config::{AGENT_TOML, AgentConfig, Job, Volume};
+use crate::agent::verify::{compare, pairs, verdict};
+use crate::attempt::{self, Errand, Host, Report};
+use crate::error::{Context, Error, Kind, Result};
 use crate::limits::EXTENT_BYTES_DEFAULT;
+use crate::part::Part;
 use crate::progress::Progress;
 use indicatif::HumanBytes;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Compares; with `--repair` sends what differs.
 pub fn run(common: &Common, options: &VerifyOptions, output: &Output) -> Result<()> {
-    let mut job = job(common, &options.src, &options.dst, None, &options.snapshot, &options.remote)?;
+    let part = part(options)?;
+    if part != Part::Full {
+        // The seed repeats a sample.
+        output.text(format!("comparing a {part}"));
+    }
+    match &options.dst {
+        Some(dst) => of_pair(common, options, dst, part, output),
+        None => of_job(common, options, part, output),
+    }
+}
+
+fn part(options: &VerifyOptions) -> Result<Part> {
+    Ok(match (options.sample, options.slice) {
+        (Some(extents), _) => {
+            let seed = match options.seed {
+                Some(seed) => seed,
+                None => getrandom::u64().context(Kind::Failed, || "ask the system for random numbers")?,
+            };
+            Part::Sample { extents, seed }
+        }
+        (None, Some(slice)) => Part::Slice(slice),
+        (None, None) => Part::Full,
+    })
+}
+
+/// What differs, told range by range.
+struct Told<'a> {
+    output: &'a Output,
+    extent_bytes: u64,
+    ranges: u64,
+    bytes: u64,
+    /// What every JSON line says beside the range, and every line of text in front of it.
+    of: Vec<(&'static str, String)>,
+}
+
+impl Told<'_> {
+    fn range(&mut self, range: Range<u64>) {
+        let bytes = range.end - range.start;
+        self.ranges += 1;
+        self.bytes += bytes;
+        let (first, last) = (range.start / self.extent_bytes, (range.end - 1) / self.extent_bytes);
+        let extents = if first == last { format!("extent {first}") } else { format!("extents {first} to {last}") };
+        self.output.line(|| {
+            let mut line = json!({"type": "difference", "offset": range.start, "bytes": bytes, "first_extent": first, "last_extent": last});
+            self.of.iter().for_each(|(key, value)| line[*key] = Value::from(value.as_str()));
+            line
+        });
+        self.output.text(format!("differs: {bytes} bytes at {:#x} ({extents})", range.start));
+    }
+
+    fn summary(&self, from: &str, to: &str, part: Part, report: &Report, repaired: bool, began: Instant) {
+        self.output.line(|| {
+            let mut line = json!({
+                "type": "summary", "command": "verify", "source": from, "target": to, "part": part.to_string(),
+                "read_bytes": report.counts.read_bytes, "differing_extents": report.counts.changed_extents,
+                "differing_ranges": self.ranges, "differing_bytes": self.bytes,
+                "repaired": repaired, "seconds": began.elapsed().as_secs_f64(),
+            });
+            self.of.iter().for_each(|(key, value)| line[*key] = Value::from(value.as_str()));
+            line
+        });
+    }
+}
+
+fn of_pair(common: &Common, options: &VerifyOptions, dst: &attempt::Place, part: Part, output: &Output) -> Result<()> {
+    let mut job = job(common, &options.src, dst, None, &options.snapshot, &options.remote)?;
     warn_if_live(&job, output);
+    job.errand.part = part;
     let stop = signals::stop_flag()?;
     let (here, there) = (Progress::new(stop.clone()), Progress::new(stop));
     let began = Instant::now();
     let extent_bytes = u64::from(job.errand.extent_bytes.unwrap_or(EXTENT_BYTES_DEFAULT));
-    let (mut ranges, mut bytes) = (0u64, 0u64);
-    let mut told = |range: Range<u64>| {
-        ranges += 1;
-        bytes += range.end - range.start;
-        let (first, last) = (range.start / extent_bytes, (range.end - 1) / extent_bytes);
-        let extents = if first == last { format!("extent {first}") } else { format!("extents {first} to {last}") };
-        output.line(|| {
-            json!({
-                "type": "difference", "offset": range.start, "bytes": range.end - range.start,
-                "first_extent": first, "last_extent": last,
-            })
-        });
-        output.text(format!("differs: {} bytes at {:#x} ({extents})", range.end - range.start, range.start));
-    };
+    let mut told = Told { output, extent_bytes, ranges: 0, bytes: 0, of: Vec::new() };
     let bar = Bar::show(output, &here, &there);
-    let report = attempt::verify(&job, &here, &there, &mut told);
+    let report = attempt::verify(&job, &here, &there, &mut |range| told.range(range));
     drop(bar);
     let report = report?;
-    let (from, to) = (options.src.to_string(), options.dst.to_string());
+    let (from, to) = (options.src.to_string(), dst.to_string());
     let (extents, read) = (report.counts.changed_extents, report.counts.read_bytes);
-    output.line(|| {
-        json!({
-            "type": "summary", "command": "verify", "source": from, "target": to, "read_bytes": read,
-            "differing_extents": extents, "differing_ranges": ranges, "differing_bytes": bytes,
-            "repaired": false, "seconds": began.elapsed().as_secs_f64(),
-        })
-    });
+    told.summary(&from, &to, part, &report, false, began);
     if extents == 0 {
         output.text(format!("{from} = {to}: equal; read {} of the source, took {:.2} s", HumanBytes(read), began.elapsed().as_secs_f64()));
         return Ok(());
     }
-    let message = format!("{from} ≠ {to}: {extents} extents differ, {} in {ranges} ranges", HumanBytes(bytes));
+    let message = format!("{from} ≠ {to}: {extents} extents differ, {} in {} ranges", HumanBytes(told.bytes), told.ranges);
     if !options.repair {
         return Err(differs(format!("{message}; `blockferry verify --repair` sends just that")));
     }
@@ -62,6 +115,85 @@ pub fn run(common: &Common, options: &VerifyOptions, output: &Output) -> Result<
     let began = Instant::now();
     let bar = Bar::show(output, &here, &there);
     let report = attempt::clone(&job, &here, &there, &mut |_| {});
+    drop(bar);
+    output.summary("repair", &from, &to, &report?, began.elapsed());
+    Ok(())
+}
+
+/// All volumes of a job at all its receivers, each against what was replicated to it.
+fn of_job(common: &Common, options: &VerifyOptions, part: Part, output: &Output) -> Result<()> {
+    let configured = Configured::find(common, options.config.as_deref())?;
+    let config = match configured.config {
+        Some(config) => config,
+        // For what it says: the file is not there.
+        None => AgentConfig::load(Path::new(AGENT_TOML))?,
+    };
+    let job = config.job(&options.src.to_string()).map_err(|error| {
+        let hint = format!("{} (a volume is compared with `blockferry verify SRC DST`)", error.chain());
+        Error::new(Kind::Usage, hint)
+    })?;
+    let host = Host { state: configured.shelf.state().clone(), choice: common.io.into(), terms: terms(&options.remote) };
+    let stop = signals::stop_flag()?;
+    let mut all = Vec::new();
+    for (volume, receiver) in pairs(job) {
+        let errand = Errand { part, ..job.errand(volume, receiver) };
+        let (from, to) = (volume.source.display().to_string(), errand.target.to_string());
+        let known = attempt::known(&host.state, &volume.source, &errand.target)?;
+        let extent_bytes = u64::from(known.map_or(EXTENT_BYTES_DEFAULT, |record| record.extent_bytes));
+        let of = vec![("job", job.name.clone()), ("source", from.clone()), ("target", to.clone())];
+        let mut told = Told { output, extent_bytes, ranges: 0, bytes: 0, of };
+        let (here, there) = (Progress::new(Arc::clone(&stop)), Progress::new(Arc::clone(&stop)));
+        let began = Instant::now();
+        let bar = Bar::show(output, &here, &there);
+        let mut one = compare(&host, (volume, receiver), errand.clone(), (&here, &there), &mut |range| told.range(range));
+        drop(bar);
+        match &one.result {
+            Ok(report) if report.counts.changed_extents == 0 => {
+                told.summary(&from, &to, part, report, false, began);
+                let (read, took) = (HumanBytes(report.counts.read_bytes), began.elapsed().as_secs_f64());
+                output.text(format!("{to} is what was replicated from {from}: read {read}, took {took:.2} s"));
+            }
+            Ok(report) => {
+                told.summary(&from, &to, part, report, false, began);
+                let extents = report.counts.changed_extents;
+                output.text(format!("{to} is not what was replicated from {from}: {extents} extents differ, {}", HumanBytes(told.bytes)));
+                if options.repair {
+                    repair(&host, job, volume, errand, (&here, &there), output)?;
+                    if let Ok(report) = &mut one.result {
+                        report.counts.changed_extents = 0;
+                    }
+                }
+            }
+            Err(error) if error.kind() == Kind::Interrupted => return one.result.map(drop),
+            Err(error) => output.warn(&format!("{from} to {to}: {}", error.chain())),
+        }
+        all.push(one);
+    }
+    match verdict(&all) {
+        None => Ok(()),
+        Some(failure) if failure.kind() == Kind::Differs => {
+            Err(differs(format!("{}; `blockferry verify --repair {}` sends just that", failure.message, job.name)))
+        }
+        Some(failure) => Err(failure.error()),
+    }
+}
+
+/// The receiver reads its replica anew, and gets what differs from a snapshot that is made now.
+fn repair(
+    host: &Host,
+    job: &Job,
+    volume: &Volume,
+    errand: Errand,
+    (here, there): (&Arc<Progress>, &Arc<Progress>),
+    output: &Output,
+) -> Result<()> {
+    let (from, to) = (volume.source.display().to_string(), errand.target.to_string());
+    let errand = Errand { resync: true, part: Part::Full, ..errand };
+    let source = attempt::Place::Local(volume.source.clone());
+    let pass = attempt::Job { source, errand, snapshots: job.snapshot.snapshots.clone(), host: host.clone() };
+    let began = Instant::now();
+    let bar = Bar::show(output, here, there);
+    let report = attempt::clone(&pass, here, there, &mut |_| {});
     drop(bar);
     output.summary("repair", &from, &to, &report?, began.elapsed());
     Ok(())

@@ -1,7 +1,7 @@
 //! A job as it is meant: every default filled in, every name found.
 
 use super::typed::{HookEntry, JobEntry, NotifyEntry, OnOverflow, ReceiverEntry, SnapshotWhen};
-use crate::attempt::{Place, Remote, Snapshots, When};
+use crate::attempt::{Errand, Place, Remote, Snapshots, When};
 use crate::digest::Algorithm;
 use crate::lvm::Policy;
 use crate::pin::Pin;
@@ -175,6 +175,17 @@ impl Job {
             verify: entry.verify.as_ref().map(verify).transpose()?,
             notify: entry.notify.clone(),
         })
+    }
+
+    /// What is asked of a receiver for a volume: replication, with all that the job says of it.
+    pub fn errand(&self, volume: &Volume, receiver: &Receiver) -> Errand {
+        let (remote, pin) = match &receiver.way {
+            Way::Daemon { pin, .. } => (Remote::default(), *pin),
+            Way::Shell { remote, .. } => (remote.clone(), None),
+            Way::Local => (Remote::default(), None),
+        };
+        let (extent_bytes, algorithm) = (self.extent_bytes, self.algorithm);
+        Errand { compress: self.compress, extent_bytes, algorithm, pin, ..Errand::new(self.place(volume, receiver), remote) }
     }
 
     /// Where a volume's replica at a receiver is.

@@ -1,0 +1,163 @@
+//! Verification of a job's replicas: each is compared with what was replicated to it, by the digests that lie here.
+//! Nothing is snapshotted and no source is read, so that a volume in use gives no false alarm.
+
+use super::book::{Shelf, VerifyBook};
+use super::config::{Job, Receiver, Volume};
+use super::notify;
+use super::outcome::Failure;
+use crate::attempt::{self, Delivery, Errand, Host, Report};
+use crate::error::{Error, Kind, Result};
+use crate::part::{Part, Slice};
+use crate::progress::Progress;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// What a comparison of one replica came to.
+#[derive(Debug)]
+pub struct Compared<'a> {
+    /// The volume.
+    pub volume: &'a Volume,
+    /// Where its replica is.
+    pub receiver: &'a Receiver,
+    /// What was counted, or why it could not be compared. Differences are no error here.
+    pub result: Result<Report>,
+}
+
+/// Each volume at each receiver.
+pub fn pairs(job: &Job) -> impl Iterator<Item = (&Volume, &Receiver)> {
+    job.volumes.iter().flat_map(|volume| job.receivers.iter().map(move |receiver| (volume, receiver)))
+}
+
+/// Compares one replica, or the part of it that the errand names; `told` hears each range that differs.
+pub fn compare<'a>(
+    host: &Host,
+    (volume, receiver): (&'a Volume, &'a Receiver),
+    errand: Errand,
+    (here, there): (&Progress, &Progress),
+    told: &mut (dyn FnMut(Range<u64>) + Send),
+) -> Compared<'a> {
+    let delivery = Delivery { errand, here, there };
+    Compared { volume, receiver, result: attempt::scrub(host, &volume.source, &delivery, told) }
+}
+
+/// The failure that stands for all of them: a difference first, then the first that could not be compared.
+pub fn verdict(all: &[Compared<'_>]) -> Option<Failure> {
+    let place = |one: &Compared<'_>| format!("{} at {}", one.volume.source.display(), one.receiver.name);
+    let differ: Vec<(&Compared<'_>, u64)> = all
+        .iter()
+        .filter_map(|one| Some((one, one.result.as_ref().ok()?.counts.changed_extents)).filter(|(_, extents)| *extents > 0))
+        .collect();
+    if let Some((first, extents)) = differ.first() {
+        let more = if differ.len() > 1 { format!("; {} replicas differ", differ.len()) } else { String::new() };
+        let message = format!("the replica of {} differs from what was replicated to it in {extents} extents{more}", place(first));
+        return Some(Failure { exit: Kind::Differs.exit_code(), message });
+    }
+    let failed = all.iter().find_map(|one| Some((one, one.result.as_ref().err()?)))?;
+    Some(Failure { exit: failed.1.kind().exit_code(), message: format!("{}: {}", place(failed.0), failed.1.chain()) })
+}
+
+/// The slice whose turn it is.
+pub fn next_slice(book: &VerifyBook, rounds: u32) -> Part {
+    match rounds {
+        0 | 1 => Part::Full,
+        of => Part::Slice(Slice { number: (book.done % u64::from(of)) as u32 + 1, of }),
+    }
+}
+
+/// The book after a slice of `rounds`. A difference counts the slice as done: the next one is looked at all the same.
+/// A slice that could not be compared keeps its turn. All is compared once as many slices in a row as a round has were
+/// without a difference, wherever in the round they began.
+pub fn after(before: &VerifyBook, rounds: u32, failure: Option<Failure>, now_ms: u64) -> VerifyBook {
+    let mut book = VerifyBook { last_ms: Some(now_ms), failure, ..before.clone() };
+    if book.rounds != rounds {
+        (book.rounds, book.clean) = (rounds, 0);
+    }
+    match &book.failure {
+        None => {
+            (book.done, book.clean) = (book.done + 1, book.clean + 1);
+            if book.clean >= u64::from(rounds.max(1)) {
+                (book.whole_ms, book.differed) = (Some(now_ms), false);
+            }
+        }
+        Some(failure) if failure.kind() == Kind::Differs => {
+            (book.done, book.clean, book.differed) = (book.done + 1, 0, true);
+        }
+        Some(_) => {}
+    }
+    book
+}
+
+/// Compares the next slice of a job's replicas, writes down what came of it, and tells whom it concerns.
+///
+/// To be called when the job's `verify.schedule` is due, reckoned from [`VerifyBook::last_ms`]. It takes the job's lock:
+/// [`Kind::Locked`] while a run is under way, and then, as when it is stopped ([`Kind::Interrupted`]), the book stays as
+/// it was and the slice is due still. Everything else is in the book that is given back: `failure` is exit code 7 where
+/// differences were found, which somebody has been told of; a transient one may be tried again after the job's `retry`.
+pub fn run_slice(shelf: &Shelf, host: &Host, job: &Job, stop: &Arc<AtomicBool>) -> Result<VerifyBook> {
+    let rounds = job.verify.as_ref().map_or(1, |verify| verify.rounds);
+    let _lock = shelf.lock(&job.name)?;
+    let before = shelf.read(&job.name)?.verify;
+    let part = next_slice(&before, rounds);
+    let mut all = Vec::new();
+    for (volume, receiver) in pairs(job) {
+        let (here, there) = (Progress::new(Arc::clone(stop)), Progress::new(Arc::clone(stop)));
+        let errand = Errand { part, ..job.errand(volume, receiver) };
+        let one = compare(host, (volume, receiver), errand, (&here, &there), &mut |_| {});
+        if let Err(error) = &one.result
+            && error.kind() == Kind::Interrupted
+        {
+            return Err(Error::new(Kind::Interrupted, format!("stopped while job {} was verified", job.name)));
+        }
+        all.push(one);
+    }
+    let (failure, now_ms) = (verdict(&all), attempt::now_ms());
+    let book = shelf.change(&job.name, |book| {
+        book.verify = after(&book.verify, rounds, failure, now_ms);
+        let events = notify::events_of_verify(&before, &book.verify);
+        notify::note(book, job, &events, now_ms);
+        book.verify.clone()
+    })?;
+    notify::tell(shelf, job, &[]);
+    Ok(book)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(exit: u8) -> Option<Failure> {
+        Some(Failure { exit, message: "x".into() })
+    }
+
+    fn number(book: &VerifyBook) -> u32 {
+        match next_slice(book, 4) {
+            Part::Slice(slice) => slice.number,
+            part => panic!("{part}"),
+        }
+    }
+
+    #[test]
+    fn four_slices_in_a_row_are_the_whole_wherever_they_begin() {
+        let mut book = VerifyBook::default();
+        let mut numbers = Vec::new();
+        for (at, exit) in [0, 7, 0, 0, 4, 0, 0, 0].into_iter().enumerate() {
+            numbers.push(number(&book));
+            book = after(&book, 4, if exit == 0 { None } else { failure(exit) }, at as u64);
+            assert_eq!((book.whole_ms, book.differed), if at < 6 { (None, at > 0) } else { (Some(at as u64), false) }, "{at}");
+        }
+        assert_eq!(numbers, [1, 2, 3, 4, 1, 1, 2, 3], "what could not be compared keeps its turn");
+        assert_eq!(next_slice(&book, 1), Part::Full);
+    }
+
+    #[test]
+    fn another_number_of_rounds_begins_a_new_whole() {
+        let mut book = VerifyBook::default();
+        for at in 0..3 {
+            book = after(&book, 4, None, at);
+        }
+        book = after(&book, 2, None, 3);
+        assert_eq!(book.whole_ms, None);
+        assert_eq!(after(&book, 2, None, 4).whole_ms, Some(4));
+    }
+}
