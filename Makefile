@@ -31,7 +31,10 @@ vm-test: build ## real LVM on a real kernel in a throw-away guest: every case on
 bench:    ## measures; no bench fails on a time
 	$(CARGO) bench
 
-fuzz:     ## the random tests for longer: make fuzz CASES=100000
+fuzz:     ## what decodes and receives against libFuzzer, each target for a minute: make fuzz SECONDS=600 TARGETS="session"
+	SECONDS_EACH=$(or $(SECONDS),60) bash fuzz/run $(TARGETS)
+
+proptest: ## the random tests for longer: make proptest CASES=100000
 	PROPTEST_CASES=$(or $(CASES),20000) PATH="$$PATH:/usr/sbin:/sbin" $(CARGO) test --release
 
 man:      ## manual pages and shell completions under target/man, from the same words as --help
@@ -58,4 +61,4 @@ clean:    ## removes target/
 help:     ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*##  *\(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name words; do printf '  make %-8s %s\n' "$$name" "$$words"; done
 
-.PHONY: all build demo check test vm-test bench fuzz man install install-files clean help
+.PHONY: all build demo check test vm-test bench fuzz proptest man install install-files clean help

@@ -23,7 +23,8 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// Refuses an extent size that is no power of two in 4 KiB…4 MiB and volumes that are empty or beyond 1 EiB.
+    /// Refuses an extent size that is no power of two in 4 KiB…4 MiB, volumes that are empty or beyond 1 EiB, and more
+    /// extents than [`VOLUME_EXTENTS_MAX`].
     pub fn new(volume_bytes: u64, extent_bytes: u32) -> Result<Geometry> {
         if !extent_bytes.is_power_of_two() || !(EXTENT_BYTES_MIN..=EXTENT_BYTES_MAX).contains(&extent_bytes) {
             return Err(Error::new(Kind::Usage, format!("extent size {extent_bytes} is not a power of two from 4 KiB to 4 MiB")));
@@ -31,7 +32,13 @@ impl Geometry {
         if volume_bytes == 0 || volume_bytes > VOLUME_BYTES_MAX {
             return Err(Error::new(Kind::Refused, format!("a volume of {volume_bytes} bytes cannot be replicated")));
         }
-        Ok(Geometry { volume_bytes, extent_bytes })
+        let geometry = Geometry { volume_bytes, extent_bytes };
+        if geometry.extents() > VOLUME_EXTENTS_MAX {
+            let hint = "a larger --extent-size makes fewer of it";
+            let message = format!("a volume of {volume_bytes} bytes has too many extents of {extent_bytes} bytes: {hint}");
+            return Err(Error::new(Kind::Refused, message));
+        }
+        Ok(geometry)
     }
 
     /// Bytes of the volume.
@@ -104,6 +111,14 @@ impl Geometry {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_volume_of_too_many_extents_is_refused_with_the_way_out() {
+        assert!(Geometry::new(VOLUME_BYTES_MAX, EXTENT_BYTES_MAX).is_ok());
+        assert!(Geometry::new(VOLUME_EXTENTS_MAX * 4096, 4096).is_ok());
+        let said = Geometry::new(VOLUME_EXTENTS_MAX * 4096 + 1, 4096).unwrap_err().chain();
+        assert!(said.contains("--extent-size"), "{said}");
+    }
 
     #[test]
     fn the_last_extent_and_block_may_be_short() {

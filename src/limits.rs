@@ -20,6 +20,9 @@ pub const CHUNK_BYTES: usize = 1 << 20;
 /// Largest volume that offsets and page counts are believed for (1 EiB), so that no sum of two
 /// offsets that came from outside can overflow.
 pub const VOLUME_BYTES_MAX: u64 = 1 << 60;
+/// Most extents of a volume: with 64 KiB extents 4 PiB. A manifest in use holds 16 bytes for each million of them,
+/// which at this many is 1 MiB; without a bound a peer that claims an exbibyte in 4 KiB extents would cost 4 GiB.
+pub const VOLUME_EXTENTS_MAX: u64 = 1 << 36;
 
 /// Devices are counted in sectors of this size.
 pub const SECTOR_BYTES: u64 = 512;

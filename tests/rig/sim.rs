@@ -21,6 +21,8 @@ pub const DEVICE: &str = "device";
 /// The name of the volume in its store.
 pub const VOLUME: &str = "volume";
 const SECTOR: usize = 512;
+/// Larger files there are none here, as on any file system at some size.
+const FILE_BYTES_MAX: u64 = 1 << 28;
 
 /// SplitMix64: small, seeded, the same everywhere.
 #[derive(Clone, Debug)]
@@ -183,6 +185,15 @@ impl World {
 
     fn bytes(&self, inode: usize) -> u64 {
         self.inodes[inode].live.len() as u64
+    }
+
+    fn resize(&mut self, inode: usize, bytes: u64) -> io::Result<()> {
+        if bytes > FILE_BYTES_MAX {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.step()?;
+        self.inodes[inode].change(Effect::Resize(bytes), true, 0);
+        Ok(())
     }
 
     fn sync_names(&mut self) -> io::Result<()> {
@@ -445,10 +456,7 @@ impl Disk for SimDisk {
     }
 
     fn resize(&mut self, bytes: u64) -> Result<()> {
-        let mut world = self.store.world();
-        world.step().context(Kind::Storage, || "resize")?;
-        world.inodes[self.inode].change(Effect::Resize(bytes), true, 0);
-        Ok(())
+        self.store.world().resize(self.inode, bytes).context(Kind::Storage, || "resize")
     }
 }
 
@@ -486,10 +494,7 @@ impl StateFile for SimFile {
     }
 
     fn resize(&self, bytes: u64) -> Result<()> {
-        let mut world = self.store.world();
-        world.step().context(Kind::Storage, || "resize")?;
-        world.inodes[self.inode].change(Effect::Resize(bytes), true, 0);
-        Ok(())
+        self.store.world().resize(self.inode, bytes).context(Kind::Storage, || "resize")
     }
 
     fn bytes(&self) -> Result<u64> {
@@ -580,8 +585,7 @@ impl Site for SimSite {
         let made = (|| {
             let mut world = self.0.world();
             let inode = world.create(DEVICE)?;
-            world.step()?;
-            world.inodes[inode].change(Effect::Resize(bytes), true, 0);
+            world.resize(inode, bytes)?;
             world.sync(inode)?;
             world.sync_names()
         })();

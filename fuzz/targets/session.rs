@@ -1,0 +1,4 @@
+//! Feeds what libFuzzer makes up to `blockferry_fuzz::session`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| blockferry_fuzz::session::run(data));
