@@ -40,7 +40,8 @@ impl Manager {
             1 => ("3<&0", ""),
             _ => ("3<&0", "4<&1"),
         };
-        let line = format!("exec {first} {second} </dev/null >/dev/null; LISTEN_PID=$$ LISTEN_FDS={count} exec \"$@\"");
+        // The customary limit of open files, which is less than many sessions need.
+        let line = format!("ulimit -Sn 256; exec {first} {second} </dev/null >/dev/null; LISTEN_PID=$$ LISTEN_FDS={count} exec \"$@\"");
         let mut ends = sockets.into_iter().map(Stdio::from).chain([Stdio::null(), Stdio::null()]);
         let log = fs::File::create(folder.join("log")).unwrap();
         let child = Command::new("sh")
@@ -111,6 +112,9 @@ fn an_inherited_socket_is_served_and_every_turn_of_its_life_is_told() {
     let mut manager = Manager::start(folder.path(), vec![listener.into()], &agent.entry("prod1", "*", "\"push\""));
     let ready = manager.hears();
     assert!(ready.lines().any(|line| line == "READY=1") && ready.contains(&format!("STATUS=listening on {address}")), "{ready}");
+    let limits = fs::read_to_string(format!("/proc/{}/limits", manager.child.id())).unwrap();
+    let files: Vec<&str> = limits.lines().find(|line| line.starts_with("Max open files")).unwrap().split_whitespace().collect();
+    assert_eq!(files[3], files[4], "it may open as many files as its host allows: {files:?}");
     let image = agent.image("volume", 1 << 20, 1);
     let (code, said) = clone(&agent, &image, &address, &pin(&manager));
     assert_eq!(code, Some(0), "{said}");
