@@ -186,6 +186,9 @@ fn a_forced_command_goes_as_the_page_says_and_opens_nothing_else() {
     assert!(!fs::exists(&stolen).unwrap());
     let shell = stage.types(&format!("{} {host} cat {volume}", sshd.shell), "");
     assert!(shell.code == Some(8) && shell.stdout.is_empty() && shell.stderr.contains("command is forced"), "{shell:?}");
+    // The configuration is not there, or has a mistake.
+    sshd.authorize(&forced.replace(&config, "/nowhere/receiver.toml"));
+    says_once(&stage.types(&clone, &sshd.shell), 2, "read /nowhere/receiver.toml");
     // A client that the configuration does not know.
     sshd.authorize(&forced.replace("prod1", "prod2"));
     says_once(&stage.types(&clone, &sshd.shell), 8, "there is no client");
@@ -214,8 +217,12 @@ fn two_hosts_are_paired_as_the_page_says() {
     let text = fs::read_to_string(&config).unwrap();
     let text = text.replace("0.0.0.0:7420", "127.0.0.1:0").replace("/var/lib/blockferry", &stage.ferry.name("there"));
     let text = text.replace("{ lv = \"vgdr/db-data\" }", &format!("{{ file = \"{}\" }}", stage.ferry.name("db-data")));
-    // Now and then CI runs at an hour with a limit.
-    fs::write(&config, text.lines().filter(|line| !line.starts_with("bandwidth")).collect::<Vec<_>>().join("\n")).unwrap();
+    // Now and then CI runs at an hour with a limit; and an image file is never refused writes.
+    fs::write(
+        &config,
+        text.lines().filter(|line| !line.starts_with("bandwidth") && !line.starts_with("readonly")).collect::<Vec<_>>().join("\n"),
+    )
+    .unwrap();
     let check = stage.line("blockferry config check --receiver", "", &[]) + &format!(" --config {config}");
     let checked = stage.types(&check, "");
     assert!(checked.code == Some(0) && checked.stdout.is_empty() && checked.stderr.is_empty(), "{checked:?}");

@@ -75,8 +75,11 @@ fn one_session(common: &Common, options: &ReceiverOptions) -> Result<()> {
         return Err(error);
     }
     if let Some(client) = &options.client {
-        let config = ReceiverConfig::load(&options.config)?;
-        let state = state_of(common, Some(&config))?;
+        let read = ReceiverConfig::load(&options.config).and_then(|config| Ok((state_of(common, Some(&config))?, config)));
+        // Said to the peer, who would only see that nothing answers.
+        let (state, config) = read.inspect_err(|error| {
+            let _ = attempt::stdio(choice, &Terms::default(), &progress).map(|mut wire| attempt::excuse(&mut wire, error));
+        })?;
         return serve::serve_one(config, &state, client, choice, options.stall_timeout, &progress);
     }
     let terms = Terms { stall: options.stall_timeout.unwrap_or(STALL_TIMEOUT), ..Terms::default() };
