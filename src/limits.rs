@@ -38,6 +38,16 @@ pub const SHARED_BRAKE: Duration = Duration::from_secs(1);
 pub const SHARED_BRAKE_ONCE: Duration = Duration::from_millis(250);
 /// Read buffers above the depth, so that the next read is submitted before a chunk is hashed.
 pub const READ_SPARE: usize = 2;
+/// Most shards of a pass: one of them reads and hashes 3 GB/s, and the line they share takes a third of that.
+pub const SHARDS_MAX: usize = 16;
+/// Most shards unless somebody asks for more: as many as the pages that a manifest keeps at hand.
+pub const SHARDS_AUTO_MAX: usize = PAGES_CACHED;
+/// Packed frames of a shard that may wait for the wire: enough to last while the shard that has it packs its own.
+pub const SHARD_FRAMES_WAITING: usize = 4;
+/// What a shard claims of the volume at once: long reads, and an end that all shards reach at about the same time.
+pub const SEGMENT_BYTES: u64 = 64 << 20;
+/// A small volume is cut into as many segments for each shard.
+pub const SEGMENTS_A_SCAN: u64 = 8;
 /// Write buffers of the receiver, one of them being filled: full speed of the measured disks from 1 MiB x 4 on.
 pub const WRITE_DEPTH: usize = 4;
 /// Entries of a ring's submission queue; longer run lists wait in a list of our own.

@@ -81,6 +81,7 @@ impl Transport for Rough {
 struct Failing {
     inner: RawDisk,
     writes_left: usize,
+    reads_left: usize,
 }
 
 impl Disk for Failing {
@@ -98,6 +99,12 @@ impl Disk for Failing {
                 return Err(Error::new(Kind::Storage, "refused by the test"));
             }
             self.writes_left -= 1;
+        }
+        if matches!(request.action, Action::Read(..)) {
+            if self.reads_left == 0 {
+                return Err(Error::new(Kind::Storage, "refused by the test"));
+            }
+            self.reads_left -= 1;
         }
         self.inner.submit(request)
     }
@@ -147,12 +154,12 @@ impl Site for Place {
             return Ok(None);
         }
         let inner = RawDisk::open(&self.target(), Access::Write, Choice::Auto)?;
-        Ok(Some(Box::new(Failing { inner, writes_left: self.writes_left })))
+        Ok(Some(Box::new(Failing { inner, writes_left: self.writes_left, reads_left: usize::MAX })))
     }
 
     fn make_disk(&mut self, bytes: u64) -> Result<Box<dyn Disk>> {
         let inner = RawDisk::create(&self.target(), bytes, Choice::Auto)?;
-        Ok(Box::new(Failing { inner, writes_left: self.writes_left }))
+        Ok(Box::new(Failing { inner, writes_left: self.writes_left, reads_left: usize::MAX }))
     }
 
     fn identity(&self) -> Result<Identity> {
@@ -206,6 +213,9 @@ impl Site for Place {
 struct Pair {
     folder: tempfile::TempDir,
     record: SourceRecord,
+    shards: usize,
+    /// The last shard's disk refuses every read after so many.
+    reads_left: Option<usize>,
 }
 
 impl Pair {
@@ -228,7 +238,7 @@ impl Pair {
             changed_bytes: None,
             source_time_ms: 0,
         };
-        Pair { folder, record }
+        Pair { folder, record, shards: 1, reads_left: None }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -259,6 +269,12 @@ impl Pair {
     fn send(&mut self, transport: Rough, progress: &Progress) -> Result<Outcome> {
         let files = HostFiles::new(&self.folder.path().join("sender"));
         let mut source = RawDisk::open(&self.folder.path().join("source"), Access::Read, Choice::Auto)?;
+        let mut further: Vec<Box<dyn Disk>> = Vec::new();
+        for shard in 1..self.shards {
+            let inner = RawDisk::open(&self.folder.path().join("source"), Access::Read, Choice::Auto)?;
+            let reads_left = self.reads_left.filter(|_| shard + 1 == self.shards).unwrap_or(usize::MAX);
+            further.push(Box::new(Failing { inner, writes_left: 0, reads_left }));
+        }
         let order = Order {
             purpose: Purpose::Replicate,
             compress: Compress::None,
@@ -269,6 +285,7 @@ impl Pair {
         };
         let mut pass = Pass {
             source: &mut source,
+            further: &mut further,
             files: &files,
             target: "target",
             record: &mut self.record,
@@ -365,4 +382,86 @@ fn a_lost_bookmark_over_an_unfinished_journal_makes_no_mixture() {
             pair.expect_equal(&format!("cut at {cut_at}, bookmark lost: {lost}"));
         }
     }
+}
+
+/// Shards put their frames on one wire in whatever order. Wherever it is cut, what came is kept, and the next run, with
+/// as many shards or another number, ends with the source. `BLOCKFERRY_SEED` draws other lots.
+#[test]
+fn several_shards_cut_anywhere_go_on_and_end_alike() {
+    let first: u64 = std::env::var("BLOCKFERRY_SEED").map_or(1, |seed| seed.parse().unwrap());
+    for seed in first..first + 8 {
+        println!("repeat: BLOCKFERRY_SEED={seed} cargo test --test resume several_shards_cut");
+        let mut lots = noise(4096, seed * 7 + 1).into_iter().map(usize::from);
+        let mut lot = |most: usize| (lots.next().unwrap() << 16 | lots.next().unwrap() << 8 | lots.next().unwrap()) % most;
+        let mut content = noise(21 * (1 << 20) + 512, seed);
+        let hole = lot(15 << 20);
+        content[hole..hole + (5 << 20)].fill(0);
+        let mut pair = Pair::new(&content);
+        for round in 0..3 {
+            let mut cuts = 0;
+            loop {
+                pair.shards = 2 + lot(3);
+                // The later tries get further, so that the story ends.
+                let cut_at = Some(lot(24 << 20) * (1 + cuts)).filter(|_| cuts < 4);
+                let run = pair.run(Trouble { cut_at, ..Trouble::default() });
+                match run {
+                    Ok(outcome) => {
+                        assert_eq!(outcome.ack.map(|ack| ack.generation), Some(round + 1));
+                        break;
+                    }
+                    Err(error) => assert!(cut_at.is_some() && error.kind() == Kind::Transient, "seed {seed}: {}", error.chain()),
+                }
+                cuts += 1;
+            }
+            pair.expect_equal(&format!("seed {seed}, round {round}"));
+            for _ in 0..200 {
+                pair.write(lot(21 << 20), &[round as u8 + 1; 3]);
+            }
+            pair.write(lot(15 << 20), &vec![0; 3 << 20]);
+        }
+        // An unchanged run of several shards sends nothing, and one shard agrees with what several made.
+        pair.run(Trouble::default()).unwrap();
+        for shards in [3, 1] {
+            pair.shards = shards;
+            let counts = pair.run(Trouble::default()).unwrap().counts;
+            assert_eq!((counts.changed_extents, counts.sent_blocks), (0, 0), "{shards} shards");
+            assert!(counts.read_bytes <= (21 << 20) + 512, "{counts:?}");
+        }
+    }
+}
+
+#[test]
+fn several_shards_count_what_one_counts() {
+    let content = noise(21 << 20, 5);
+    let mut counted = Vec::new();
+    for shards in [1, 4] {
+        let mut pair = Pair::new(&content);
+        pair.shards = shards;
+        let first = pair.run(Trouble::default()).unwrap().counts;
+        for at in 0..300 {
+            pair.write(at * 70_000, b"changed");
+        }
+        pair.write(3 << 20, &vec![0; 2 << 20]);
+        let then = pair.run(Trouble::default()).unwrap().counts;
+        pair.expect_equal("counted");
+        counted.push(
+            [first, then]
+                .map(|counts| (counts.read_bytes, counts.changed_extents, counts.sent_blocks, counts.plain_bytes, counts.zero_extents)),
+        );
+    }
+    assert_eq!(counted[0], counted[1]);
+}
+
+/// One shard's disk fails: the pass fails with its error, nothing is committed, and the next run goes on.
+#[test]
+fn a_shard_that_cannot_read_ends_the_pass_and_the_next_one_goes_on() {
+    let mut pair = Pair::new(&noise(40 << 20, 9));
+    pair.shards = 3;
+    pair.reads_left = Some(2);
+    let failed = pair.run(Trouble::default()).unwrap_err();
+    assert!(failed.chain().contains("refused by the test") && failed.kind() == Kind::Failed, "{}", failed.chain());
+    assert_eq!(pair.record.generation, 0);
+    pair.reads_left = None;
+    pair.run(Trouble::default()).unwrap();
+    pair.expect_equal("after a failed shard");
 }

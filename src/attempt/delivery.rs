@@ -11,7 +11,7 @@ use crate::part::Part;
 use crate::pin::Pin;
 use crate::progress::Progress;
 use crate::ring::Choice;
-use crate::sender::{Compress, Order};
+use crate::sender::{Compress, Order, Shards};
 use crate::state::{SourceRecord, StateDir};
 use crate::transport::Terms;
 use std::path::{Path, PathBuf};
@@ -41,6 +41,8 @@ pub struct Errand {
     pub overwrite: bool,
     /// How hard to compress; `None` chooses by where the target is.
     pub compress: Option<Compress>,
+    /// Threads that read, compare and pack.
+    pub shards: Shards,
     /// Extent size of a new pair.
     pub extent_bytes: Option<u32>,
     /// Digest of a new pair.
@@ -73,6 +75,7 @@ impl Errand {
             resync: false,
             overwrite: false,
             compress: None,
+            shards: Shards::Auto,
             extent_bytes: None,
             algorithm: None,
             remote,
@@ -81,12 +84,24 @@ impl Errand {
         }
     }
 
-    /// What the sender is told. `taken_ms`: the moment of the snapshot.
-    pub(super) fn order(&self, taken_ms: u64) -> Order {
-        let compress = self.compress.unwrap_or(match self.target {
+    fn compress(&self) -> Compress {
+        self.compress.unwrap_or(match self.target {
             Place::Local(_) => Compress::None,
             Place::Remote { .. } | Place::Receiver { .. } => Compress::Auto,
-        });
+        })
+    }
+
+    /// Shards of the pass. Only a replication has several.
+    pub(super) fn shard_count(&self) -> usize {
+        match self.purpose {
+            Purpose::Replicate => self.shards.count(self.compress()),
+            Purpose::Plan | Purpose::Verify => 1,
+        }
+    }
+
+    /// What the sender is told. `taken_ms`: the moment of the snapshot.
+    pub(super) fn order(&self, taken_ms: u64) -> Order {
+        let compress = self.compress();
         Order { purpose: self.purpose, compress, overwrite: self.overwrite, resync: self.resync, source_time_ms: taken_ms, part: self.part }
     }
 

@@ -22,7 +22,7 @@ use crate::limits::GREETING_TIMEOUT;
 use crate::progress::Progress;
 use crate::receiver;
 use crate::ring::Choice;
-use crate::sender::{self, Compress, Outcome, Pass};
+use crate::sender::{self, Compress, Outcome, Pass, Shards};
 use crate::state::{HostFiles, Lock, Side, SourceRecord};
 use crate::transport::stream::Stream;
 use crate::transport::{Terms, Wire};
@@ -104,7 +104,7 @@ fn with_source(
     on_difference: &mut OnDifference<'_>,
 ) -> Result<Report> {
     let result = origin.open(&job.host.state, &job.snapshots, half.changed_bytes(), job.host.choice).and_then(|mut reading| {
-        let result = half.pass(delivery, Opened::whole(&mut reading), on_difference, run);
+        let result = Opened::whole(&mut reading, &delivery.errand).and_then(|opened| half.pass(delivery, opened, on_difference, run));
         reading.close(result)
     });
     half.settle(&delivery.errand, result)
@@ -130,6 +130,7 @@ fn in_passing(
         let (disk, watch) = reading.parts();
         let result = run(&mut Pass {
             source: disk,
+            further: &mut [],
             files: &files,
             record: &mut record,
             target,
@@ -159,6 +160,10 @@ fn pull(job: &Job, host: &str, path: &str, target: &Path, progress: &Progress) -
     };
     arguments.push(snapshot);
     let compress = job.errand.compress.map(|compress| format!("--compress={compress}"));
+    let shards = format!("--shards={}", job.errand.shards);
+    if job.errand.shards != Shards::Auto {
+        arguments.push(&shards);
+    }
     let extent = job.errand.extent_bytes.map(|bytes| format!("--extent-size={bytes}"));
     let hash = job.errand.algorithm.map(|algorithm| format!("--hash={}", if algorithm == Algorithm::Blake3 { "blake3" } else { "xxh3" }));
     arguments.extend([&compress, &extent, &hash].into_iter().flatten().map(String::as_str));

@@ -132,7 +132,7 @@ impl Origin {
     pub(super) fn read_as_it_is(&self, choice: Choice) -> Result<Reading> {
         let taken_ms = now_ms();
         let disk = RawDisk::open(&self.path, Access::Read, choice)?;
-        Ok(Reading { disk, taken_ms, snapshot: None, still: None, _held: None })
+        Ok(Reading { disk, taken_ms, path: self.path.clone(), choice, snapshot: None, still: None, _held: None })
     }
 
     /// Opens the source itself, which lies still.
@@ -169,6 +169,8 @@ pub struct Reading {
     pub disk: RawDisk,
     /// When what is read was as it is: milliseconds since 1970.
     pub taken_ms: u64,
+    path: PathBuf,
+    choice: Choice,
     snapshot: Option<Watched>,
     /// Read without a snapshot because it lies still: asked before anything is sealed.
     still: Option<Still>,
@@ -179,8 +181,9 @@ pub struct Reading {
 impl Reading {
     /// Of a snapshot, which is watched from now on.
     pub(super) fn of_snapshot(snapshot: Snapshot, taken_ms: u64, choice: Choice) -> Result<Reading> {
-        let disk = RawDisk::open(snapshot.path(), Access::Read, choice)?;
-        Ok(Reading { disk, taken_ms, snapshot: Some(Watched::start(snapshot)), still: None, _held: None })
+        let path = snapshot.path().to_owned();
+        let disk = RawDisk::open(&path, Access::Read, choice)?;
+        Ok(Reading { disk, taken_ms, path, choice, snapshot: Some(Watched::start(snapshot)), still: None, _held: None })
     }
 
     /// Of a replica of this host: as old as what it is a copy of. A snapshot of it needs it to be held no longer.
@@ -215,6 +218,11 @@ impl Reading {
     /// Whether it is read without a snapshot because it lies still.
     pub fn is_still(&self) -> bool {
         self.still.is_some()
+    }
+
+    /// The same once more, with a ring of its own.
+    pub fn again(&self) -> Result<Box<dyn Disk>> {
+        Ok(Box::new(RawDisk::open(&self.path, Access::Read, self.choice)?))
     }
 
     /// The device to read and the watch over it, to be used at the same time.

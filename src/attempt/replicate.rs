@@ -71,12 +71,13 @@ impl Half {
     pub fn pass(
         &mut self,
         delivery: &Delivery<'_>,
-        opened: Opened<'_>,
+        mut opened: Opened<'_>,
         on_difference: &mut dyn FnMut(Range<u64>),
         run: impl FnOnce(&mut Pass<'_>) -> Result<Outcome>,
     ) -> Result<Outcome> {
         run(&mut Pass {
             source: opened.disk,
+            further: &mut opened.further,
             files: &self.source.files,
             record: &mut self.source.record,
             target: &self.target,
@@ -103,6 +104,8 @@ impl Half {
 pub(super) struct Opened<'a> {
     /// The snapshot, or this delivery's share of it.
     pub disk: &'a mut dyn Disk,
+    /// The same, for further shards.
+    pub further: Vec<Box<dyn Disk>>,
     /// The watch over it.
     pub watch: Watching<'a>,
     /// When it was taken: milliseconds since 1970.
@@ -110,11 +113,12 @@ pub(super) struct Opened<'a> {
 }
 
 impl<'a> Opened<'a> {
-    /// All of a reading, for one.
-    pub fn whole(reading: &'a mut Reading) -> Opened<'a> {
+    /// All of a reading, for one errand.
+    pub fn whole(reading: &'a mut Reading, errand: &Errand) -> Result<Opened<'a>> {
         let taken_ms = reading.taken_ms;
+        let further = (1..errand.shard_count()).map(|_| reading.again()).collect::<Result<_>>()?;
         let (disk, watch) = reading.parts();
-        Opened { disk, watch, taken_ms }
+        Ok(Opened { disk, further, watch, taken_ms })
     }
 }
 
@@ -132,7 +136,8 @@ pub fn replicate(host: &Host, origin: &Origin, mut reading: Reading, deliveries:
 }
 
 fn one_by_one(host: &Host, origin: &Origin, reading: &mut Reading, deliveries: &[Delivery<'_>]) -> (Vec<Result<Report>>, u64) {
-    let results: Vec<_> = deliveries.iter().map(|delivery| deliver(host, origin, Opened::whole(reading), delivery)).collect();
+    let results: Vec<_> =
+        deliveries.iter().map(|delivery| deliver(host, origin, Opened::whole(reading, &delivery.errand)?, delivery)).collect();
     let read_bytes = results.iter().flatten().map(|report| report.counts.read_bytes).sum();
     (results, read_bytes)
 }
@@ -156,7 +161,7 @@ fn together(
             deliveries.get(at).zip(results.get(at))
         } {
             let disk: &mut dyn Disk = &mut share;
-            let done = deliver(host, origin, Opened { disk, watch, taken_ms }, delivery);
+            let done = deliver(host, origin, Opened { disk, further: Vec::new(), watch, taken_ms }, delivery);
             *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
             share = shared.share();
         }

@@ -8,7 +8,7 @@ use crate::lvm::{CowSize, Policy, Room};
 use crate::part::{Slice, check_sample};
 use crate::pin::Pin;
 use crate::ring::Choice;
-use crate::sender::Compress;
+use crate::sender::{Compress, Shards};
 use crate::settings::Rate;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -286,6 +286,9 @@ pub struct PassOptions {
     /// auto, none or a zstd level (-7 to 19); what does not shrink is stored [default: none between two local places, else auto]
     #[arg(long, value_name = "HOW", allow_hyphen_values = true)]
     pub compress: Option<Compress>,
+    /// Threads that read, compare and compress side by side: auto or a number from 1 to 16 [auto: one for each core, at most 4, where blocks are compressed, else 1]
+    #[arg(long, value_name = "N", default_value_t = Shards::Auto)]
+    pub shards: Shards,
     /// Digest of a new pair: xxh3 with a random secret, or blake3
     #[arg(long, value_enum, value_name = "NAME")]
     pub hash: Option<Hash>,

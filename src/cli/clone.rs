@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::format::stream::Purpose;
 use crate::progress::Progress;
 use crate::schedule::Table;
+use crate::sender::Shards;
 use crate::state::StateDir;
 use crate::transport::pace::Limiter;
 use crate::transport::{Pace, Terms};
@@ -45,6 +46,7 @@ pub fn job(
         resync: pass.is_some_and(|pass| pass.resync),
         overwrite: pass.is_some_and(|pass| pass.overwrite),
         compress: pass.and_then(|pass| pass.compress),
+        shards: pass.map_or(Shards::Auto, |pass| pass.shards),
         extent_bytes: pass.and_then(|pass| pass.extent_size),
         algorithm: pass.and_then(|pass| pass.hash).map(Into::into),
         pin: remote.pin,

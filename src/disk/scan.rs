@@ -1,13 +1,14 @@
 //! Reads a device from front to back, several chunks ahead, and gives them out in order. Holes are
-//! never read: they come as ranges.
+//! never read: they come as ranges. Several scans of one device may share it, segment by segment.
 
 use super::{Action, Disk, Pool, Request, Run};
 use crate::error::{Context, Error, Kind, Result};
 use crate::extent::Geometry;
-use crate::limits::{READ_DEPTH, READ_SPARE};
+use crate::limits::{READ_DEPTH, READ_SPARE, SEGMENT_BYTES, SEGMENTS_A_SCAN};
 use crate::ring::AlignedBuf;
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 /// Bytes as they were read: extents from `offset` on, not looked at yet.
 #[derive(Debug)]
@@ -54,11 +55,49 @@ enum Slot {
     Reading { offset: u64, bytes: usize, buffer: Option<AlignedBuf> },
 }
 
+/// The volume in segments, of which each scan that has a part in it takes the next. All of them together read
+/// everything once.
+#[derive(Debug)]
+pub struct Segments {
+    volume_bytes: u64,
+    bytes: u64,
+    next: Mutex<u64>,
+}
+
+impl Segments {
+    /// For so many scans. A lone one has the volume as one segment.
+    pub fn new(geometry: Geometry, scans: usize) -> Segments {
+        let (volume_bytes, chunk) = (geometry.volume_bytes(), geometry.chunk_bytes() as u64);
+        let part = volume_bytes / (scans as u64 * SEGMENTS_A_SCAN).max(1);
+        let bytes = if scans <= 1 { volume_bytes } else { part.min(SEGMENT_BYTES).next_multiple_of(chunk).max(chunk) };
+        Segments { volume_bytes, bytes, next: Mutex::new(0) }
+    }
+
+    /// The next segment, or as many of them as are a hole: a volume that is nearly empty is not cut into pieces.
+    fn take(&self, disk: &mut dyn Disk) -> Result<Option<Range<u64>>> {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let from = *next;
+        if from >= self.volume_bytes {
+            return Ok(None);
+        }
+        let one = self.volume_bytes.min(from + self.bytes);
+        let end = match disk.data_range(from)? {
+            _ if one == self.volume_bytes => one,
+            Some(data) => (data.start.min(self.volume_bytes) / self.bytes * self.bytes).max(one),
+            None => self.volume_bytes,
+        };
+        *next = end;
+        Ok(Some(from..end))
+    }
+}
+
 /// A scan over a device.
 pub struct Scan<'a> {
     disk: &'a mut dyn Disk,
     geometry: Geometry,
     pool: Pool,
+    /// Where parts come from that were not named at the beginning.
+    segments: Option<&'a Segments>,
     /// Position up to which reads are submitted.
     at: u64,
     /// Where the part that is read now ends, and the parts behind it, last first.
@@ -82,11 +121,21 @@ impl<'a> Scan<'a> {
     /// A scan of these ranges of extents, which ascend and lie on the volume.
     pub fn of(disk: &'a mut dyn Disk, geometry: Geometry, extents: &[Range<u64>]) -> Result<Scan<'a>> {
         let parts = extents.iter().rev().map(|range| geometry.bytes_range(range.clone())).collect();
+        Scan::make(disk, geometry, parts, None)
+    }
+
+    /// A scan of those segments that it comes to take.
+    pub fn shared(disk: &'a mut dyn Disk, geometry: Geometry, segments: &'a Segments) -> Result<Scan<'a>> {
+        Scan::make(disk, geometry, Vec::new(), Some(segments))
+    }
+
+    fn make(disk: &'a mut dyn Disk, geometry: Geometry, parts: Vec<Range<u64>>, segments: Option<&'a Segments>) -> Result<Scan<'a>> {
         let pool = Pool::new(READ_DEPTH + READ_SPARE, geometry.chunk_bytes()).context(Kind::Failed, || "allocate read buffers")?;
         Ok(Scan {
             disk,
             geometry,
             pool,
+            segments,
             at: 0,
             part_end: 0,
             parts,
@@ -127,7 +176,7 @@ impl<'a> Scan<'a> {
     fn read_ahead(&mut self) -> Result<()> {
         while self.reading < READ_DEPTH {
             if self.at >= self.part_end {
-                let Some(part) = self.parts.pop() else { break };
+                let Some(part) = self.next_part()? else { break };
                 (self.at, self.part_end, self.data_end) = (part.start, part.end, 0);
             }
             if self.at >= self.data_end && self.skip_hole()? {
@@ -144,6 +193,14 @@ impl<'a> Scan<'a> {
             self.at += bytes as u64;
         }
         Ok(())
+    }
+
+    /// What is read after the part at hand.
+    fn next_part(&mut self) -> Result<Option<Range<u64>>> {
+        match (self.parts.pop(), self.segments) {
+            (None, Some(segments)) => segments.take(self.disk),
+            (part, _) => Ok(part),
+        }
     }
 
     /// Finds the next data and, before it, a hole of whole extents. `true`: look again, `at` moved.
@@ -244,5 +301,37 @@ mod tests {
             }
         }
         assert_eq!(seen, wanted.into_iter().flatten().collect::<Vec<u64>>());
+    }
+
+    #[test]
+    fn scans_that_share_a_volume_cover_it_once_together() {
+        for (bytes, data) in [(37 << 20, vec![0, 99, 3_000_000, 20 << 20]), (65536 * 500 + 512, vec![65536 * 400 + 100]), (4096, vec![])] {
+            let mut content = vec![0; bytes];
+            data.iter().for_each(|at: &usize| content[*at] = 7);
+            let geometry = Geometry::new(bytes as u64, 65536).unwrap();
+            let mut disks: Vec<RamDisk> = (0..3).map(|_| RamDisk::new("ram", content.clone())).collect();
+            let segments = Segments::new(geometry, 3);
+            let mut scans: Vec<Scan<'_>> = disks.iter_mut().map(|disk| Scan::shared(disk, geometry, &segments).unwrap()).collect();
+            let mut covered = vec![0u8; geometry.extents() as usize];
+            let mut open = true;
+            while open {
+                open = false;
+                for scan in &mut scans {
+                    let Some(piece) = scan.next_piece().unwrap() else { continue };
+                    open = true;
+                    let extents = match piece {
+                        Piece::Hole(extents) => extents,
+                        Piece::Chunk(chunk) => {
+                            assert_eq!(chunk.data(), &content[chunk.offset as usize..chunk.offset as usize + chunk.bytes]);
+                            let extents = geometry.extents_touching(chunk.offset..chunk.offset + chunk.bytes as u64);
+                            scan.recycle(chunk);
+                            extents
+                        }
+                    };
+                    extents.for_each(|extent| covered[extent as usize] += 1);
+                }
+            }
+            assert!(covered.iter().all(|times| *times == 1), "{covered:?}");
+        }
     }
 }

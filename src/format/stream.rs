@@ -592,6 +592,18 @@ pub struct Counts {
     pub wire_bytes: u64,
 }
 
+impl Counts {
+    /// Adds what another part of the same pass counted.
+    pub fn add(&mut self, other: &Counts) {
+        self.read_bytes += other.read_bytes;
+        self.changed_extents += other.changed_extents;
+        self.sent_blocks += other.sent_blocks;
+        self.plain_bytes += other.plain_bytes;
+        self.zero_extents += other.zero_extents;
+        self.wire_bytes += other.wire_bytes;
+    }
+}
+
 /// The last word of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct End {

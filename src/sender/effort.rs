@@ -39,6 +39,7 @@ pub struct Effort {
     runs: u64,
     plain_bytes: BTreeMap<Option<i32>, u64>,
     held: [Duration; Bottleneck::ALL.len()],
+    others_moves: u32,
 }
 
 impl Effort {
@@ -53,6 +54,7 @@ impl Effort {
             runs: 0,
             plain_bytes: BTreeMap::new(),
             held: Default::default(),
+            others_moves: 0,
         }
     }
 
@@ -113,11 +115,21 @@ impl Effort {
         (self.window, self.began, self.waited) = (Window::default(), Instant::now(), waited);
     }
 
+    /// Adds what another shard of the same pass did.
+    pub fn add(&mut self, other: &Effort) {
+        for (level, bytes) in &other.plain_bytes {
+            *self.plain_bytes.entry(*level).or_default() += bytes;
+        }
+        self.held.iter_mut().zip(other.held).for_each(|(held, other)| *held += other);
+        self.others_moves += other.chooser.moves();
+    }
+
     /// What it came to; none where nothing was packed.
     pub fn exertion(&self) -> Option<Exertion> {
         let longest = Bottleneck::ALL.into_iter().max_by_key(|held| self.held[*held as usize]);
         let bottleneck = longest.filter(|held| !self.held[*held as usize].is_zero());
-        let exertion = Exertion { compress: self.compress, plain_bytes: self.plain_bytes.clone(), bottleneck, moves: self.chooser.moves() };
+        let moves = self.chooser.moves() + self.others_moves;
+        let exertion = Exertion { compress: self.compress, plain_bytes: self.plain_bytes.clone(), bottleneck, moves };
         (!self.plain_bytes.is_empty()).then_some(exertion)
     }
 }

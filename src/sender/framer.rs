@@ -2,19 +2,19 @@
 
 use super::effort::Effort;
 use super::hasher::HashedExtent;
+use super::outlet::Outlet;
 use super::packer::{Compress, PackedRun};
 use crate::error::Result;
 use crate::extent::{ExtentIndex, Geometry};
 use crate::format::stream::{Counts, ExtentLine, Message};
 use crate::progress::Progress;
-use crate::transport::Wire;
 use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 /// The last stage of the sender.
 pub struct Framer<'a> {
-    wire: &'a mut Wire,
+    outlet: &'a mut dyn Outlet,
     geometry: Geometry,
     run: PackedRun,
     /// How hard runs are packed.
@@ -27,16 +27,26 @@ pub struct Framer<'a> {
 }
 
 impl<'a> Framer<'a> {
-    /// A framer onto this wire.
-    pub fn new(wire: &'a mut Wire, geometry: Geometry, compress: Compress, progress: &'a Progress) -> Framer<'a> {
-        let sent_before = wire.sent_bytes();
-        let effort = Effort::new(compress, wire.waited());
-        Framer { wire, geometry, run: PackedRun::new(geometry), effort, zeros: 0..0, progress, counts: Counts::default(), sent_before }
+    /// A framer onto this outlet.
+    pub fn new(outlet: &'a mut dyn Outlet, geometry: Geometry, compress: Compress, progress: &'a Progress) -> Framer<'a> {
+        let sent_before = outlet.sent_bytes();
+        let effort = Effort::new(compress, outlet.waited());
+        Framer { outlet, geometry, run: PackedRun::new(geometry), effort, zeros: 0..0, progress, counts: Counts::default(), sent_before }
     }
 
-    /// The wire, for what comes between two passes.
-    pub fn wire(&mut self) -> &mut Wire {
-        self.wire
+    /// The volume's.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// An error where somebody asked for an end.
+    pub fn stop_if_asked(&self) -> Result<()> {
+        super::stop_if_asked(self.progress)
+    }
+
+    /// The outlet, for other frames.
+    pub fn outlet(&mut self) -> &mut dyn Outlet {
+        self.outlet
     }
 
     /// Sends the marked blocks of an extent, soon.
@@ -72,7 +82,7 @@ impl<'a> Framer<'a> {
     fn write_zeros(&mut self) -> Result<()> {
         let zeros = std::mem::replace(&mut self.zeros, 0..0);
         if !zeros.is_empty() {
-            self.wire.put(&Message::Zero { first: zeros.start, count: zeros.end - zeros.start })?;
+            self.outlet.put(&Message::Zero { first: zeros.start, count: zeros.end - zeros.start })?;
         }
         Ok(())
     }
@@ -81,21 +91,26 @@ impl<'a> Framer<'a> {
         if self.run.is_empty() {
             return Ok(());
         }
-        let room = self.wire.room(self.run.frame_bound())?;
         let level = self.effort.level();
-        let begun = Instant::now();
-        let packed = self.run.write(room, level)?;
-        let took = begun.elapsed();
-        self.wire.filled(packed.frame_bytes)?;
-        self.effort.packed(&packed, level, took, self.wire.waited());
+        let (run, mut made) = (&mut self.run, None);
+        self.outlet.frame(run.frame_bound(), &mut |room| {
+            let begun = Instant::now();
+            let packed = run.write(room, level)?;
+            made = Some((packed, begun.elapsed()));
+            Ok(packed.frame_bytes)
+        })?;
+        if let Some((packed, took)) = made {
+            self.effort.packed(&packed, level, took, self.outlet.waited());
+        }
         self.count();
         // A proof takes reads: the receiver begins with it while the scan goes on.
         self.wire.push_if_idle()
     }
 
     fn count(&mut self) {
-        self.counts.wire_bytes = self.wire.sent_bytes() - self.sent_before;
-        self.progress.sent_bytes.store(self.counts.wire_bytes, Relaxed);
+        let before = self.counts.wire_bytes;
+        self.counts.wire_bytes = self.outlet.sent_bytes() - self.sent_before;
+        self.progress.sent_bytes.fetch_add(self.counts.wire_bytes - before, Relaxed);
     }
 
     /// Sends everything gathered so far.

@@ -56,11 +56,6 @@ impl HashedChunk {
         })
     }
 
-    /// Where the chunk ends on the volume.
-    pub fn end(&self) -> u64 {
-        self.raw.offset + self.raw.bytes as u64
-    }
-
     /// The chunk and the memory, to be used again.
     pub fn into_parts(self) -> (RawChunk, Names) {
         (self.raw, self.names)

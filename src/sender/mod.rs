@@ -12,17 +12,20 @@ mod handshake;
 mod hasher;
 mod level;
 mod look;
+mod outlet;
 mod packer;
 mod scrub;
+mod shard;
 
 pub use effort::Exertion;
 pub use level::Bottleneck;
 pub use packer::Compress;
 pub use scrub::{Scrub, scrub};
+pub use shard::Shards;
 
 use crate::digest::Hasher;
 use crate::disk::Disk;
-use crate::disk::scan::{Piece, Scan};
+use crate::disk::scan::{Scan, Segments};
 use crate::error::{Error, Kind, Result, Within};
 use crate::extent::{ExtentIndex, Geometry};
 use crate::failpoint;
@@ -30,21 +33,19 @@ use crate::format::manifest::About;
 use crate::format::stream::{Ack, Begin, Counts, End, Message, Mode, Purpose};
 use crate::limits::NEED_ROUNDS_MAX;
 use crate::part::Part;
-use crate::progress::{Phase, Progress, Witness};
+use crate::progress::{Phase, Progress};
 use crate::state::manifest::Draft;
 use crate::state::{Files, HAVE, SourceRecord};
 use crate::transport::Wire;
-use bookmark::HaveView;
-use comparer::{Verdict, compare, mark_all_blocks};
-use framer::{Framer, single};
+use comparer::mark_all_blocks;
+use effort::Effort;
+use framer::Framer;
 use handshake::Agreed;
-use hasher::{HashedChunk, HashedExtent, Names};
+use hasher::{HashedChunk, Names};
+use outlet::{Handed, Outlet, Relay};
+use shard::{Book, Line};
 use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
-
-/// Bytes of the volume between two Mark frames: what a remote progress bar moves by.
-const MARK_BYTES: u64 = 64 << 20;
 
 /// What a pass is asked to do.
 #[derive(Clone, Copy, Debug)]
@@ -76,6 +77,8 @@ pub enum Watch {
 pub struct Pass<'a> {
     /// The snapshot.
     pub source: &'a mut dyn Disk,
+    /// The same snapshot, opened once more for each further shard.
+    pub further: &'a mut [Box<dyn Disk>],
     /// The relationship's folder at the sender.
     pub files: &'a dyn Files,
     /// The relationship; its cursor moves when the receiver committed.
@@ -129,109 +132,66 @@ fn run(pass: &mut Pass<'_>, wire: &mut Wire) -> Result<Outcome> {
     let mut agreed = handshake::shake_hands(pass, wire, geometry, &hasher)?;
     pass.progress.enter(Phase::Transfer, geometry.volume_bytes());
     match pass.order.purpose {
-        Purpose::Replicate => replicate(pass, wire, &mut agreed, geometry, &hasher),
+        Purpose::Replicate => replicate(pass, wire, agreed, geometry, &hasher),
         Purpose::Plan | Purpose::Verify => look::look(pass, wire, &mut agreed, geometry, &hasher),
     }
 }
 
 /// Sends the differences, then waits for the commit.
-fn replicate(pass: &mut Pass<'_>, wire: &mut Wire, agreed: &mut Agreed, geometry: Geometry, hasher: &Hasher) -> Result<Outcome> {
+fn replicate(pass: &mut Pass<'_>, wire: &mut Wire, agreed: Agreed, geometry: Geometry, hasher: &Hasher) -> Result<Outcome> {
     let generation = agreed.welcome.generation + 1;
     wire.put(&Message::Begin(Begin { generation, source_time_ms: pass.order.source_time_ms }))?;
     failpoint::reach("sender.begun");
-    let base = agreed.base.take().ok_or_else(|| Error::new(Kind::Failed, "the base manifest vanished"))?;
-    let mut draft = Draft::new(pass.files, base)?;
-    let mut scan = Scan::new(pass.source, geometry)?;
-    let mut framer = Framer::new(wire, geometry, pass.order.compress, pass.progress);
-    let mut names = Names::default();
-    let mut bitmap = Vec::new();
-    let mut ranges = Vec::new();
-    let mut marked = 0;
-
-    loop {
-        let asked = Instant::now();
-        let Some(piece) = scan.next_piece().map_err(at_the_source)? else { break };
-        framer.effort.read(asked.elapsed());
-        stop_if_asked(pass.progress)?;
-        (pass.watch)(Watch::Reading)?;
-        framer.wire().worked(piece.bytes(&geometry))?;
-        let end = match piece {
-            Piece::Hole(extents) => {
-                ranges.clear();
-                agreed.have.not_zero(Some(draft.base()), extents.clone(), &mut ranges)?;
-                ranges.drain(..).try_for_each(|range| framer.zero(range))?;
-                draft.set_zeros(extents.clone())?;
-                geometry.bytes_range(extents).end
-            }
-            Piece::Chunk(raw) => {
-                let chunk = HashedChunk::new(raw, &geometry, hasher, std::mem::take(&mut names));
-                for extent in chunk.extents(&geometry) {
-                    send_if_changed(&extent, &mut agreed.have, &mut draft, &mut framer, &mut bitmap)?;
-                    draft.set(extent.index, &extent.digest, extent.blocks)?;
-                }
-                let end = chunk.end();
-                let (raw, lent) = chunk.into_parts();
-                names = lent;
-                scan.recycle(raw);
-                end
-            }
-        };
-        pass.progress.scanned_bytes.store(end, Relaxed);
-        if end - marked >= MARK_BYTES {
-            marked = end;
-            framer.wire().put(&Message::Mark(end))?;
-        }
-    }
-    framer.finish()?;
+    let base = agreed.base.ok_or_else(|| Error::new(Kind::Failed, "the base manifest vanished"))?;
+    let book = Book { have: agreed.have, draft: Draft::new(pass.files, base)? };
+    let sent_before = wire.sent_bytes();
+    pass.progress.sent_bytes.store(0, Relaxed);
+    let segments = Segments::new(geometry, 1 + pass.further.len());
+    let mut scan = Scan::shared(pass.source, geometry, &segments)?;
+    let line = Line::new(geometry, hasher, pass.progress, book);
+    let compress = pass.order.compress;
+    let watch = &mut *pass.watch;
+    let Sent { mut counts, effort, mut read_bytes } = if pass.further.is_empty() {
+        one_shard(&line, &mut scan, wire, compress, &mut || watch(Watch::Reading))
+    } else {
+        several_shards(&line, &mut scan, pass.further, &segments, wire, compress, &mut || watch(Watch::Reading))
+    };
+    let mut draft = line.finish()?;
     // The receiver proves the last frames while the draft is sealed here.
-    framer.wire().push()?;
+    wire.push()?;
     let about = About { generation, epoch: agreed.welcome.epoch, ..agreed.about };
     let mut rounds = 0;
     loop {
-        (pass.watch)(Watch::Sealing)?;
+        watch(Watch::Sealing)?;
         let sealed = About { root: draft.root()?, ..about };
         draft.seal(sealed)?;
         failpoint::reach("sender.next-sealed");
         // From here on a crash loses nothing: the next handshake finds this generation committed and
         // adopts `manifest.next`, or not committed and starts over from the old manifest.
-        framer.counts.read_bytes = scan.read_bytes();
-        let end = End { generation, root: sealed.root, counts: framer.counts };
-        framer.wire().put(&Message::End(end))?;
-        framer.wire().flush()?;
+        counts = Counts { read_bytes, wire_bytes: wire.sent_bytes() - sent_before, ..counts };
+        wire.put(&Message::End(End { generation, root: sealed.root, counts }))?;
+        wire.flush()?;
         failpoint::reach("sender.end-sent");
         pass.progress.enter(Phase::Commit, geometry.volume_bytes());
-        match framer.wire().hear()? {
+        match wire.hear()? {
             Message::Ack(ack) if ack.generation == generation && ack.root == sealed.root => {
                 failpoint::reach("sender.acknowledged");
                 // A first copy says nothing about how much the source changes between two snapshots.
                 let first = agreed.welcome.mode == Mode::Direct && !agreed.uses_base;
-                pass.record.changed_bytes = (!first).then_some(framer.counts.changed_extents * geometry.extent_bytes() as u64);
+                pass.record.changed_bytes = (!first).then_some(counts.changed_extents * geometry.extent_bytes() as u64);
                 adopt(pass.record, pass.files, draft, &sealed, pass.order.source_time_ms)?;
-                return Ok(Outcome {
-                    ack: Some(ack),
-                    mode: agreed.welcome.mode,
-                    counts: framer.counts,
-                    adopted: agreed.adopted,
-                    exertion: framer.effort.exertion(),
-                });
+                let (mode, adopted, exertion) = (agreed.welcome.mode, agreed.adopted, effort.exertion());
+                return Ok(Outcome { ack: Some(ack), mode, counts, adopted, exertion });
             }
             Message::Need(extents) if rounds < NEED_ROUNDS_MAX => {
                 rounds += 1;
                 pass.progress.enter(Phase::Transfer, geometry.volume_bytes());
-                for extent in extents.into_iter().map(ExtentIndex).filter(|extent| extent.0 < geometry.extents()) {
-                    stop_if_asked(pass.progress)?;
-                    let chunk =
-                        HashedChunk::new(scan.extent(extent).map_err(at_the_source)?, &geometry, hasher, std::mem::take(&mut names));
-                    for extent in chunk.extents(&geometry) {
-                        mark_all_blocks(extent.blocks.len(), &mut bitmap);
-                        framer.changed(&extent, &bitmap)?;
-                        draft.set(extent.index, &extent.digest, extent.blocks)?;
-                    }
-                    let (raw, lent) = chunk.into_parts();
-                    names = lent;
-                    scan.recycle(raw);
-                }
-                framer.finish()?;
+                let before = scan.read_bytes();
+                let extents = extents.into_iter().map(ExtentIndex).filter(|extent| extent.0 < geometry.extents());
+                let mut framer = Framer::new(wire, geometry, compress, pass.progress);
+                send_whole(extents, &mut scan, &mut framer, &mut draft, hasher)?;
+                counts.add(&framer.counts);
+                read_bytes += scan.read_bytes() - before;
             }
             Message::Need(_) => {
                 let message = "the receiver asked for the same extents again and again: its device does not keep what is written, or the source changes while it is read";
@@ -242,20 +202,91 @@ fn replicate(pass: &mut Pass<'_>, wire: &mut Wire, agreed: &mut Agreed, geometry
     }
 }
 
-fn send_if_changed(
-    extent: &HashedExtent<'_>,
-    have: &mut HaveView,
-    draft: &mut Draft,
+/// What one or several shards sent.
+struct Sent {
+    counts: Counts,
+    effort: Effort,
+    read_bytes: u64,
+}
+
+fn one_shard(
+    line: &Line<'_>,
+    scan: &mut Scan<'_>,
+    outlet: &mut dyn Outlet,
+    compress: Compress,
+    watch: &mut dyn FnMut() -> Result<()>,
+) -> Sent {
+    let mut framer = Framer::new(outlet, line.geometry, compress, line.progress);
+    line.run(scan, &mut framer, watch).unwrap_or_else(|error| line.fail(error));
+    Sent { counts: framer.counts, effort: framer.effort, read_bytes: scan.read_bytes() }
+}
+
+/// One shard on this thread, which watches the snapshot, and one for each further disk.
+fn several_shards(
+    line: &Line<'_>,
+    scan: &mut Scan<'_>,
+    further: &mut [Box<dyn Disk>],
+    segments: &Segments,
+    wire: &mut Wire,
+    compress: Compress,
+    watch: &mut dyn FnMut() -> Result<()>,
+) -> Sent {
+    let relay = Relay::new();
+    let (mut collector, handed) = outlet::relay(&relay, wire, further.len());
+    std::thread::scope(|scope| {
+        let beside = |disk: &mut Box<dyn Disk>, mut handed: Handed<'_>| {
+            let mut scan = Scan::shared(&mut **disk, line.geometry, segments)?;
+            Ok(one_shard(line, &mut scan, &mut handed, compress, &mut || Ok(())))
+        };
+        let start = |disk| {
+            let handed = handed.clone();
+            scope.spawn(move || beside(disk, handed))
+        };
+        let running: Vec<_> = further.iter_mut().map(start).collect();
+        drop(handed);
+        let mut sent = one_shard(line, scan, &mut collector, compress, watch);
+        // Where a shard failed, the others notice at the latest when nobody takes their frames.
+        if !line.failed() {
+            collector.finish().unwrap_or_else(|error| line.fail(error));
+        } else {
+            drop(collector);
+        }
+        for shard in running {
+            match shard.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)) {
+                Ok(other) => {
+                    sent.counts.add(&other.counts);
+                    sent.effort.add(&other.effort);
+                    sent.read_bytes += other.read_bytes;
+                }
+                Err(error) => line.fail(error),
+            }
+        }
+        sent
+    })
+}
+
+/// Sends extents whole that the receiver asks for again.
+fn send_whole(
+    extents: impl Iterator<Item = ExtentIndex>,
+    scan: &mut Scan<'_>,
     framer: &mut Framer<'_>,
-    bitmap: &mut Vec<u8>,
+    draft: &mut Draft,
+    hasher: &Hasher,
 ) -> Result<()> {
-    let zero = have.zero_entry(extent.index).digest;
-    let held = have.entry(Some(draft.base()), extent.index)?;
-    match compare(extent, &held, zero, bitmap) {
-        Verdict::Unchanged => Ok(()),
-        Verdict::Zero => framer.zero(single(extent.index)),
-        Verdict::Changed => framer.changed(extent, bitmap),
+    let (geometry, mut names, mut bitmap) = (framer.geometry(), Names::default(), Vec::new());
+    for extent in extents {
+        framer.stop_if_asked()?;
+        let chunk = HashedChunk::new(scan.extent(extent).map_err(at_the_source)?, &geometry, hasher, names);
+        for extent in chunk.extents(&geometry) {
+            mark_all_blocks(extent.blocks.len(), &mut bitmap);
+            framer.changed(&extent, &bitmap)?;
+            draft.set(extent.index, &extent.digest, extent.blocks)?;
+        }
+        let (raw, lent) = chunk.into_parts();
+        names = lent;
+        scan.recycle(raw);
     }
+    framer.finish()
 }
 
 /// Moves the cursor: record first, then the manifest, which [`crate::state::manifest::load`] completes

@@ -1,6 +1,7 @@
 //! Amounts, not only equality: what a run costs is what changed.
 
 use crate::ferry::{BLOCK, Ferry, allocated, change_blocks, edit, equal, noise, traces};
+use serde_json::Value;
 use std::fs;
 
 const MIB: usize = 1 << 20;
@@ -125,12 +126,15 @@ fn a_slow_link_is_given_smaller_blocks_and_a_fast_one_is_not_kept_waiting() {
         equal(&source, &target);
         summary.0["compress"].clone()
     };
+    let at =
+        |levels: &[&str], compress: &Value| levels.iter().map(|level| compress["plain_bytes_by_level"][level].as_u64().unwrap_or(0)).sum();
     let slow = run("slow", 64 * MIB, &["--bandwidth", "4MiB/s"]);
-    assert_eq!(slow["setting"], "auto");
-    assert!(!slow["bottleneck"].is_null(), "{slow}");
-    assert!(["3", "6", "9"].iter().any(|level| slow["level"] == *level), "{slow}");
+    let (lighter, harder): (u64, u64) = (at(&["none", "-5"], &slow), at(&["3", "6", "9"], &slow));
+    assert!(slow["setting"] == "auto" && !slow["bottleneck"].is_null() && lighter == 0 && harder > 8 * MIB as u64, "{slow}");
+    // What of this host's two processes is slower here is not ours to say; a slow link's levels it are not.
     let fast = run("fast", 192 * MIB, &[]);
-    assert!(["none", "-5", "1"].iter().any(|level| fast["level"] == *level), "{fast}");
+    let hardest: u64 = at(&["6", "9"], &fast);
+    assert!(hardest < 96 * MIB as u64, "{fast}");
     // Too short to find out anything.
     let short = run("short", MIB, &[]);
     assert!(short["level"] == "1" && short["bottleneck"].is_null(), "{short}");

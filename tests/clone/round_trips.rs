@@ -43,6 +43,7 @@ struct Case {
     engine: &'static str,
     hash: &'static str,
     compress: &'static str,
+    shards: &'static str,
     way: Way,
 }
 
@@ -73,10 +74,10 @@ fn any_case() -> impl Strategy<Value = Case> {
     let how = (
         prop::sample::select(vec!["uring", "blocking"]),
         prop::sample::select(vec!["xxh3", "xxh3", "blake3"]),
-        prop::sample::select(vec!["none", "auto", "-3", "7"]),
+        (prop::sample::select(vec!["none", "auto", "-3", "7"]), prop::sample::select(vec!["auto", "1", "3"])),
         prop::sample::select(vec![Way::Local, Way::Local, Way::Push, Way::Pull]),
     );
-    (what, then, how).prop_map(|((bytes, shift, holes, sparse), changes, (engine, hash, compress, way))| Case {
+    (what, then, how).prop_map(|((bytes, shift, holes, sparse), changes, (engine, hash, (compress, shards), way))| Case {
         bytes,
         extent_bytes: 1 << shift,
         holes,
@@ -85,6 +86,7 @@ fn any_case() -> impl Strategy<Value = Case> {
         engine,
         hash,
         compress,
+        shards,
         way,
     })
 }
@@ -196,7 +198,7 @@ fn follows(case: &Case) -> Result<(), TestCaseError> {
     let extent = case.extent_bytes.to_string();
     let compress = format!("--compress={}", case.compress);
     let remote = ferry.remote();
-    let mut options = vec!["--extent-size", &extent, "--hash", case.hash, &compress];
+    let mut options = vec!["--extent-size", &extent, "--hash", case.hash, &compress, "--shards", case.shards];
     if case.way != Way::Local {
         options.extend(remote.iter().map(String::as_str));
     }

@@ -262,6 +262,7 @@ impl Pair {
         };
         let mut pass = Pass {
             source: &mut volume,
+            further: &mut [],
             files: &self.source,
             record: &mut record,
             target: "/simulated",
