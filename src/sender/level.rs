@@ -47,7 +47,7 @@ const STILL_MAX: u32 = 64;
 const STILL_URGENT: u32 = 3;
 /// Blocked windows before a lighter level is tried for a window, to see whether the link or the receiver blocks: doubled
 /// whenever it was the link.
-const QUESTION_MIN: u32 = 8;
+const QUESTION_MIN: u32 = 2;
 const QUESTION_MAX: u32 = 256;
 /// Bytes on the wire before a lighter level is believed in: the first ones vanish in buffers without ever blocking.
 const SETTLE_BYTES: u64 = 16 << 20;
@@ -113,8 +113,6 @@ struct Seen {
     blocked: bool,
     /// The disk was waited for.
     read: bool,
-    /// Enough was sent for all buffers on the way to be full.
-    settled: bool,
     /// Seconds for a plain byte, and bytes on the wire for one.
     time: f64,
     ratio: f64,
@@ -197,7 +195,6 @@ impl Chooser {
         let seen = Seen {
             blocked: share(window.sending) >= WAITED,
             read: share(window.reading) >= WAITED,
-            settled: self.sent_bytes >= SETTLE_BYTES,
             time: elapsed / plain,
             ratio: window.wire_bytes as f64 / plain,
         };
@@ -236,7 +233,7 @@ impl Chooser {
 
     /// Whoever blocks is told by what a move did: a link goes by bytes on the wire, a receiver by what they unpack to.
     fn learn_link(&mut self, seen: Seen) {
-        let steady = |seen: &Seen| seen.settled && seen.blocked && !seen.read;
+        let steady = |seen: &Seen| seen.blocked && !seen.read;
         if let Some(before) = self.before.filter(|before| std::mem::take(&mut self.moved) && steady(before) && steady(&seen)) {
             let by_link = seen.ratio * before.time / before.ratio;
             if (by_link / before.time).ln().abs() > 0.1 {
@@ -306,6 +303,10 @@ impl Chooser {
         };
         let now = price(&LADDER[self.rung]);
         let best = (0..LADDER.len()).map(|rung| (rung, price(&LADDER[rung]))).min_by(|one, other| one.1.total_cmp(&other.1));
+        // A level above the first one is for links alone, and who blocks may be the receiver, which shares no CPU to waste.
+        let best = best.map(
+            |(rung, then)| if self.proven.is_none() && rung > REFERENCE { (REFERENCE, price(&LADDER[REFERENCE])) } else { (rung, then) },
+        );
         let Some((best, then)) = best.filter(|(rung, then)| *rung != self.rung && *then < WORTH * now) else { return };
         let upwards = best > self.rung;
         // A link that blocks is felt and soon answered; that it would take more is a hope. One that was just expressed
