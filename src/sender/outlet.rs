@@ -35,7 +35,9 @@ pub trait Outlet {
 impl Outlet for Wire {
     fn frame(&mut self, bound: usize, fill: &mut dyn FnMut(&mut [u8]) -> Result<usize>) -> Result<()> {
         let bytes = fill(self.room(bound)?)?;
-        self.filled(bytes)
+        self.filled(bytes)?;
+        // A proof takes reads: the receiver begins with it while the scan goes on.
+        self.push_if_idle()
     }
 
     fn put(&mut self, message: &Message) -> Result<()> {
@@ -95,7 +97,7 @@ impl Collector<'_> {
     fn take(&mut self, (frame, bytes): Parcel) -> Result<()> {
         self.wire.put_bytes(&frame[..bytes])?;
         self.relay.spare().push(frame);
-        Ok(())
+        self.wire.push_if_idle()
     }
 
     fn take_waiting(&mut self) -> Result<()> {
