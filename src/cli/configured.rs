@@ -26,9 +26,8 @@ impl Configured {
             None if usual.exists() => Some(AgentConfig::load(usual)?),
             None => None,
         };
-        let of_config = config.as_ref().and_then(|config| config.state_dir.clone());
-        let state = common.state_dir.clone().or(of_config).unwrap_or_else(StateDir::default_path);
-        Ok(Configured { config, shelf: Shelf::look(&StateDir::open(&state)?) })
+        let state = state_dir(common, config.as_ref())?;
+        Ok(Configured { config, shelf: Shelf::look(&state) })
     }
 
     /// The jobs of these names, all where none is named.
@@ -41,4 +40,10 @@ impl Configured {
             None => AgentConfig::load(Path::new(AGENT_TOML)).map(|config| config.jobs),
         }
     }
+}
+
+/// The state directory: what was typed goes before what is written, and that before what goes without saying.
+pub fn state_dir(common: &Common, config: Option<&AgentConfig>) -> Result<StateDir> {
+    let of_config = config.and_then(|config| config.state_dir.clone());
+    StateDir::open(&common.state_dir.clone().or(of_config).unwrap_or_else(StateDir::default_path))
 }

@@ -1,17 +1,15 @@
 //! The jobs that a command is about: agent.toml, what is remembered of them, and which of them were named.
 
 use super::arguments::{AgentConfigOption, Common, JobsOption};
+use super::configured::state_dir;
 use crate::agent::book::Shelf;
 use crate::agent::config::{AgentConfig, Job};
 use crate::error::{Error, Kind, Result};
-use crate::state::StateDir;
 
 /// agent.toml and the state that goes with it.
 pub fn open(common: &Common, option: &AgentConfigOption) -> Result<(AgentConfig, Shelf)> {
     let config = AgentConfig::load(&option.config)?;
-    // What was typed goes before what is written, and that before what goes without saying.
-    let path = common.state_dir.clone().or_else(|| config.state_dir.clone()).unwrap_or_else(StateDir::default_path);
-    let shelf = Shelf::open(&StateDir::open(&path)?)?;
+    let shelf = Shelf::open(&state_dir(common, Some(&config))?)?;
     Ok((config, shelf))
 }
 
