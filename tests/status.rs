@@ -194,6 +194,22 @@ fn who_looks_waits_for_nobody_and_sees_who_runs() {
 }
 
 #[test]
+fn a_run_that_waits_for_its_volumes_to_be_idle_says_so() {
+    let site = Site::new();
+    let text = fs::read_to_string(site.ferry.path("agent.toml")).unwrap();
+    fs::write(site.ferry.path("agent.toml"), text.replace("every = \"1h\"", "every = \"1h\"\nquiet_after = \"3s\"")).unwrap();
+    let mut run = site.ferry.start(&["run", "db", "--config", &site.ferry.name("agent.toml")]);
+    let mut seen = Vec::new();
+    while run.try_wait().unwrap().is_none() {
+        seen.push(site.job("db")["activity"]["is"].as_str().unwrap().to_owned());
+        assert!(seen.len() < 1000, "it does not end");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(run.wait().unwrap().success() && seen.iter().any(|activity| activity == "quiet-wait"), "{seen:?}");
+    assert_ne!(site.job("db")["activity"]["is"], "quiet-wait");
+}
+
+#[test]
 fn jobs_that_are_gone_from_the_configuration_are_named() {
     let site = Site::new();
     site.book("old", json!({}));

@@ -34,6 +34,9 @@ pub struct JobBook {
     /// The run that is under way, or was when its process ended: true while the job's lock is held.
     #[serde(default)]
     pub running: Option<Running>,
+    /// Since when the run under way waits for its volumes to be idle.
+    #[serde(default)]
+    pub quiet_since_ms: Option<u64>,
     /// The last run that ended.
     #[serde(default)]
     pub last: Option<LastRun>,

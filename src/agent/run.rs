@@ -110,7 +110,13 @@ impl Pass<'_> {
         }
         let sources: Vec<PathBuf> = job.volumes.iter().map(|volume| volume.source.clone()).collect();
         // That it does not come is no failure: a snapshot is as good then, only larger to hold.
-        quiet::wait(&sources, job.quiet_after, job.quiet_wait_max, stop)?;
+        if !job.quiet_after.is_zero() {
+            let waits = |since: Option<u64>| self.round.bench.shelf.change(&job.name, |book| book.quiet_since_ms = since);
+            waits(Some(now_ms()))?;
+            let waited = quiet::wait(&sources, job.quiet_after, job.quiet_wait_max, stop);
+            waits(None)?;
+            waited?;
+        }
         let landed = self.round.go(loads, &idle, &mut self.troubles)?;
         self.landed.extend(landed);
         self.again()

@@ -134,7 +134,11 @@ fn created_ms(relationship: Uuid) -> Option<u64> {
 fn activity(book: &JobBook, around: &Around) -> Activity {
     if let Some(pid) = around.runner {
         let since_ms = book.running.as_ref().map(|running| running.started_ms);
-        return Activity::Running { pid, since_ms };
+        // A wait that is older than the run is that of one that was killed in it.
+        return match book.quiet_since_ms.filter(|quiet| since_ms.is_some_and(|started| *quiet >= started)) {
+            Some(quiet) => Activity::QuietWait { pid, since_ms: Some(quiet) },
+            None => Activity::Running { pid, since_ms },
+        };
     }
     if let (Some(pause), true) = (&book.paused, book.is_paused(around.now_ms)) {
         return Activity::Paused { until_ms: pause.until_ms, by: pause.by.clone(), reason: pause.reason.clone() };

@@ -120,7 +120,7 @@ pub enum Activity {
     QuietWait {
         /// Its process.
         pid: u32,
-        /// Since when it runs.
+        /// Since when it waits.
         since_ms: Option<u64>,
     },
     /// A run is under way.

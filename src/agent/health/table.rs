@@ -198,6 +198,16 @@ fn what_is_going_on_has_a_name() {
     assert_eq!(activity(|_| ()), due);
     assert_eq!(activity(|story| story.book.next_why = Some("retry".into())), Activity::Retrying { until_ms: NOW + 50 * MINUTE });
     assert_eq!(activity(|story| story.around.runner = Some(7)), Activity::Running { pid: 7, since_ms: None });
+    let quiet = |since_ms: u64| {
+        hourly().with(|story| {
+            story.around.runner = Some(7);
+            story.book.running = Some(serde_json::from_str(&format!("{{\"run_id\":\"r\",\"pid\":7,\"started_ms\":{NOW}}}")).unwrap());
+            story.book.quiet_since_ms = Some(since_ms);
+        })
+    };
+    assert_eq!(quiet(NOW + 1).health().activity, Activity::QuietWait { pid: 7, since_ms: Some(NOW + 1) });
+    // Of a run that was killed while it waited.
+    assert_eq!(quiet(NOW - 1).health().activity, Activity::Running { pid: 7, since_ms: Some(NOW) });
     assert_eq!(story("after = \"replica:x\"").health().role, Role::Relay);
 }
 

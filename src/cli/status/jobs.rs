@@ -1,6 +1,7 @@
 //! The jobs: a row for each, and below it what is wrong and what to type.
 
 use crate::agent::health::{Activity, Health, Look, PairHealth, Seen};
+use crate::agent::outcome::Failure;
 use crate::cli::output::Output;
 use crate::cli::text::{aligned, wrapped};
 use crate::cli::when::{local, moments, soon, utc_or_null};
@@ -52,10 +53,12 @@ fn details(job: &Seen, zone: &TimeZone) -> Vec<String> {
     for reason in &health.reasons {
         lines.extend(wrapped("  ! ", &format!("{}: {}", reason.code, reason.message)));
     }
-    // A failure that is over by now, or that nothing above has told.
-    if let Some(error) =
-        health.last_error.as_ref().filter(|error| health.reasons.iter().all(|reason| !reason.message.contains(&error.message)))
-    {
+    // What failed as a whole, where no transfer and no reason tells it better.
+    let is_told = |error: &Failure| {
+        health.pairs.iter().any(|pair| pair.last_error.is_some())
+            || health.reasons.iter().any(|reason| reason.message.contains(&error.message))
+    };
+    if let Some(error) = health.last_error.as_ref().filter(|error| !is_told(error)) {
         lines.extend(wrapped("  ! ", &format!("last error (exit {}): {}", error.exit, error.message)));
     }
     lines.extend(health.next_command.iter().map(|command| format!("  → {command}")));
