@@ -24,12 +24,14 @@ pub struct Bench {
     pub overwrite: bool,
     /// Idle volumes are snapshotted and read like others: a person said so for this one run.
     pub idle_too: bool,
+    /// Where each run adds its lines, if anywhere.
+    pub change_log: Option<PathBuf>,
 }
 
 impl Bench {
     /// With this state.
     pub fn new(shelf: Shelf, choice: Choice) -> Bench {
-        Bench { shelf, choice, board: Board::default(), overwrite: false, idle_too: false }
+        Bench { shelf, choice, board: Board::default(), overwrite: false, idle_too: false, change_log: None }
     }
 
     /// What this host brings along for a run of this job; its transfers share the job's limit of bandwidth.

@@ -5,6 +5,7 @@
 pub mod abort;
 pub mod bench;
 pub mod book;
+pub mod changes;
 pub mod config;
 pub mod daemon;
 pub mod due;

@@ -22,7 +22,7 @@ use super::outcome::{Cause, Failure, Leg, LegResult, RunReport};
 use super::quiet;
 use super::round::{Again, Landed, Load, Round};
 use super::route::{Route, passed_over, routes};
-use super::{history, ledger, notify};
+use super::{changes, history, ledger, notify};
 use crate::attempt::{device_of, now_ms};
 use crate::error::{Error, Kind, Result};
 use crate::format::stream::Purpose;
@@ -59,6 +59,9 @@ pub fn run(bench: &Bench, job: &Job, cause: Cause, stop: &Arc<AtomicBool>) -> Re
         let events = notify::events_of(&book, after, &report);
         notify::note(after, job, &events, report.finished_ms);
     })?;
+    if let Some(file) = &bench.change_log {
+        changes::add_run(file, &report);
+    }
     history::append(&bench.shelf, &report)?;
     // After all that is to be remembered is: a way to tell it may take its time.
     if let Err(error) = notify::deliver(&bench.shelf, job) {

@@ -1,12 +1,15 @@
 //! Verification of a job's replicas: each is compared with what was replicated to it, by the digests that lie here.
 //! Nothing is snapshotted and no source is read, so that a volume in use gives no false alarm.
 
-use super::book::{Shelf, VerifyBook};
+use super::bench::Bench;
+use super::book::VerifyBook;
 use super::config::{Job, Receiver, Volume};
 use super::notify;
 use super::outcome::Failure;
+use super::route::{Route, routes};
 use crate::attempt::{self, Delivery, Errand, Host, Report};
 use crate::error::{Error, Kind, Result};
+use crate::format::stream::Purpose;
 use crate::part::{Part, Slice};
 use crate::progress::Progress;
 use std::ops::Range;
@@ -24,21 +27,18 @@ pub struct Compared<'a> {
     pub result: Result<Report>,
 }
 
-/// Each volume at each receiver.
-pub fn pairs(job: &Job) -> impl Iterator<Item = (&Volume, &Receiver)> {
-    job.volumes.iter().flat_map(|volume| job.receivers.iter().map(move |receiver| (volume, receiver)))
-}
-
 /// Compares one replica, or the part of it that the errand names; `told` hears each range that differs.
 pub fn compare<'a>(
     host: &Host,
-    (volume, receiver): (&'a Volume, &'a Receiver),
-    errand: Errand,
+    route: &Route<'a>,
+    part: Part,
     (here, there): (&Progress, &Progress),
     told: &mut (dyn FnMut(Range<u64>) + Send),
 ) -> Compared<'a> {
+    let errand = Errand { part, ..route.errand(Purpose::Verify, false) };
     let delivery = Delivery { errand, here, there };
-    Compared { volume, receiver, result: attempt::scrub(host, &volume.source, &delivery, told) }
+    let result = attempt::scrub(host, &route.volume.source, &delivery, told);
+    Compared { volume: route.volume, receiver: route.receiver, result }
 }
 
 /// The failure that stands for all of them: a difference first, then the first that could not be compared.
@@ -94,16 +94,16 @@ pub fn after(before: &VerifyBook, rounds: u32, failure: Option<Failure>, now_ms:
 /// [`Kind::Locked`] while a run is under way, and then, as when it is stopped ([`Kind::Interrupted`]), the book stays as
 /// it was and the slice is due still. Everything else is in the book that is given back: `failure` is exit code 7 where
 /// differences were found, which somebody has been told of; a transient one may be tried again after the job's `retry`.
-pub fn run_slice(shelf: &Shelf, host: &Host, job: &Job, stop: &Arc<AtomicBool>) -> Result<VerifyBook> {
+pub fn run_slice(bench: &Bench, job: &Job, stop: &Arc<AtomicBool>) -> Result<VerifyBook> {
+    let (shelf, host) = (&bench.shelf, bench.host(job));
     let rounds = job.verify.as_ref().map_or(1, |verify| verify.rounds);
     let _lock = shelf.lock(&job.name)?;
     let before = shelf.read(&job.name)?.verify;
     let part = next_slice(&before, rounds);
     let mut all = Vec::new();
-    for (volume, receiver) in pairs(job) {
+    for route in routes(job) {
         let (here, there) = (Progress::new(Arc::clone(stop)), Progress::new(Arc::clone(stop)));
-        let errand = Errand { part, ..job.errand(volume, receiver) };
-        let one = compare(host, (volume, receiver), errand, (&here, &there), &mut |_| {});
+        let one = compare(&host, &route, part, (&here, &there), &mut |_| {});
         if let Err(error) = &one.result
             && error.kind() == Kind::Interrupted
         {

@@ -42,6 +42,9 @@ pub struct Common {
     /// No progress and no summary; errors still appear
     #[arg(short, long, global = true)]
     pub quiet: bool,
+    /// Add a line to FILE for each replica: what changed, how much, and how it ended; logrotate may move it away
+    #[arg(long, global = true, value_name = "FILE", env = "BLOCKFERRY_LOG_FILE")]
+    pub log_file: Option<PathBuf>,
     /// Tell also what is decided on the way (on standard error, under systemd with levels for the journal)
     #[arg(short, long, global = true, conflicts_with = "quiet")]
     pub verbose: bool,

@@ -4,6 +4,8 @@ use super::arguments::{CloneOptions, Common, PassOptions, RemoteOptions, Snapsho
 use super::bar::Bar;
 use super::output::Output;
 use super::signals;
+use crate::agent::changes::{Change, add_change};
+use crate::agent::outcome::LegResult;
 use crate::attempt::{self, Errand, Host, Job, Place, Remote};
 use crate::disk::guard;
 use crate::error::Result;
@@ -27,7 +29,20 @@ pub fn run(common: &Common, options: &CloneOptions, output: &Output) -> Result<(
     let report = attempt::clone(&job, &here, &there, &mut |_| {});
     drop(bar);
     let what = if options.pass.dry_run { "plan" } else { "clone" };
-    output.summary(what, &options.src.to_string(), &options.dst.to_string(), &report?, began.elapsed());
+    let (from, to) = (options.src.to_string(), options.dst.to_string());
+    if let Some(file) = common.log_file.as_deref().filter(|_| !options.pass.dry_run) {
+        let result = match &report {
+            // The snapshot's own moment is in the record; the line has none.
+            Ok(report) => LegResult::of(report, 0),
+            Err(error) => LegResult::Failed { failure: error.into() },
+        };
+        let seconds = began.elapsed().as_secs_f64();
+        add_change(
+            file,
+            &Change { at_ms: attempt::now_ms(), names: Vec::new(), source: from.clone(), replica: &to, result: &result, seconds },
+        );
+    }
+    output.summary(what, &from, &to, &report?, began.elapsed());
     Ok(())
 }
 

@@ -21,6 +21,7 @@ pub fn run(common: &Common, options: &RunOptions, output: &Output) -> Result<()>
     let stop = signals::stop_flag()?;
     let mut bench = Bench::new(shelf, common.io.into());
     (bench.overwrite, bench.idle_too) = (options.overwrite, options.idle_too);
+    bench.change_log.clone_from(&common.log_file);
     let bench = Arc::new(bench);
     let cause = if options.scheduled { Cause::Schedule } else { Cause::Request };
     let mut failures: Vec<(String, Failure)> = Vec::new();

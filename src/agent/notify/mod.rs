@@ -10,6 +10,7 @@ mod message;
 mod queue;
 mod way;
 
+pub use message::time;
 pub use queue::{Told, Untold, note};
 
 use super::book::{JobBook, Shelf, VerifyBook};
