@@ -86,13 +86,15 @@ pub struct Speech {
     pub content: Vec<u8>,
     /// Extents that this delta touched: what comes of them again comes whole.
     touched: BTreeSet<u64>,
+    /// Plain bytes and zero extents said so far.
+    counted: (u64, u64),
     /// It keeps to the rules so far.
     pub honest: bool,
 }
 
 impl Speech {
     pub fn new(content: Vec<u8>) -> Speech {
-        Speech { said: Vec::new(), content, touched: BTreeSet::new(), honest: true }
+        Speech { said: Vec::new(), content, touched: BTreeSet::new(), counted: (0, 0), honest: true }
     }
 
     pub fn say(&mut self, message: &Message) {
@@ -154,6 +156,7 @@ impl Speech {
         let unchecked = if lie == 7 { !whole } else { whole && how & 8 != 0 };
         let length = table.write(&mut frame, plain_bytes, payload.len(), encoding, unchecked);
         self.said.extend_from_slice(&frame[..length]);
+        self.counted.0 += plain.len() as u64;
         self.honest &= !(1..=7).contains(&lie);
     }
 
@@ -164,6 +167,7 @@ impl Speech {
             Some(end) if count > 0 && end <= EXTENTS => {
                 self.content[first as usize * EXTENT..(end as usize * EXTENT).min(VOLUME)].fill(0);
                 self.touched.extend(first..end);
+                self.counted.1 += count;
             }
             _ => self.honest = false,
         }
@@ -239,7 +243,8 @@ pub fn replicated() -> (Store, Vec<u8>) {
 
 fn end(speech: &mut Speech, generation: u64) {
     let root = root_of(&speech.content);
-    speech.say(&Message::End(End { generation, root, counts: Counts::default() }));
+    let (plain_bytes, zero_extents) = speech.counted;
+    speech.say(&Message::End(End { generation, root, counts: Counts { plain_bytes, zero_extents, ..Counts::default() } }));
 }
 
 fn record_of(store: &Store) -> Option<ReplicaRecord> {
@@ -365,7 +370,11 @@ fn session(store: &Store, content: Vec<u8>, bytes: &mut Bytes<'_>) -> Vec<u8> {
                 speech.honest = false;
             }
             12 => {
-                let bogus = End { generation: bytes.number(), root: Digest([bytes.u8(); 16]), counts: Counts::default() };
+                let how = bytes.u8();
+                let root = if how & 1 == 0 { root_of(&speech.content) } else { Digest([how; 16]) };
+                // Without what was counted, at least where something was.
+                let generation = if how & 2 == 0 { generation + 1 } else { bytes.number() };
+                let bogus = End { generation, root, counts: Counts { plain_bytes: 1, ..Counts::default() } };
                 speech.say(&Message::End(bogus));
                 speech.honest = false;
             }

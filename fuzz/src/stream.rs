@@ -5,7 +5,7 @@ use blockferry::extent::Geometry;
 use blockferry::format::stream::{self, Frame, FrameKind, HEADER_BYTES, Header};
 
 /// Every kind of frame.
-pub const KINDS: [FrameKind; 16] = [
+pub const KINDS: [FrameKind; 17] = [
     FrameKind::Hello,
     FrameKind::Welcome,
     FrameKind::Refuse,
@@ -22,6 +22,7 @@ pub const KINDS: [FrameKind; 16] = [
     FrameKind::Abort,
     FrameKind::Seal,
     FrameKind::Pulse,
+    FrameKind::Part,
 ];
 
 /// A frame of this kind with this body and checks that hold. Of a Data frame only the front may be checked.
