@@ -131,7 +131,7 @@ pub enum Command {
     Monitor(MonitorOptions),
     /// Print the figures for Prometheus once, or write them to a file for node_exporter
     ///
-    /// An agent with a [metrics] section gives them out by itself; this is for jobs that systemd or cron runs.
+    /// An agent whose configuration has a `metrics` section gives them out by itself; this is for jobs that systemd or cron runs.
     Metrics(MetricsOptions),
     /// Distrust a replica's manifest: the next clone reads the replica anew and sends what differs
     Resync(ResyncOptions),
