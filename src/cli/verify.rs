@@ -6,10 +6,12 @@ use super::clone::{job, terms, warn_if_live};
 use super::configured::Configured;
 use super::output::{Output, differs};
 use super::signals;
-use crate::agent::config::{AGENT_TOML, AgentConfig, Job, Volume};
-use crate::agent::verify::{compare, pairs, verdict};
+use crate::agent::config::{AGENT_TOML, AgentConfig};
+use crate::agent::route::{Route, routes};
+use crate::agent::verify::{compare, verdict};
 use crate::attempt::{self, Errand, Host, Report};
 use crate::error::{Context, Error, Kind, Result};
+use crate::format::stream::Purpose;
 use crate::limits::EXTENT_BYTES_DEFAULT;
 use crate::part::Part;
 use crate::progress::Progress;
@@ -135,17 +137,16 @@ fn of_job(common: &Common, options: &VerifyOptions, part: Part, output: &Output)
     let host = Host { state: configured.shelf.state().clone(), choice: common.io.into(), terms: terms(&options.remote) };
     let stop = signals::stop_flag()?;
     let mut all = Vec::new();
-    for (volume, receiver) in pairs(job) {
-        let errand = Errand { part, ..job.errand(volume, receiver) };
-        let (from, to) = (volume.source.display().to_string(), errand.target.to_string());
-        let known = attempt::known(&host.state, &volume.source, &errand.target)?;
+    for route in routes(job) {
+        let (from, to) = (route.volume.source.display().to_string(), route.place.to_string());
+        let known = route.known(&host.state)?;
         let extent_bytes = u64::from(known.map_or(EXTENT_BYTES_DEFAULT, |record| record.extent_bytes));
         let of = vec![("job", job.name.clone()), ("source", from.clone()), ("target", to.clone())];
         let mut told = Told { output, extent_bytes, ranges: 0, bytes: 0, of };
         let (here, there) = (Progress::new(Arc::clone(&stop)), Progress::new(Arc::clone(&stop)));
         let began = Instant::now();
         let bar = Bar::show(output, &here, &there);
-        let mut one = compare(&host, (volume, receiver), errand.clone(), (&here, &there), &mut |range| told.range(range));
+        let mut one = compare(&host, &route, part, (&here, &there), &mut |range| told.range(range));
         drop(bar);
         match &one.result {
             Ok(report) if report.counts.changed_extents == 0 => {
@@ -158,7 +159,7 @@ fn of_job(common: &Common, options: &VerifyOptions, part: Part, output: &Output)
                 let extents = report.counts.changed_extents;
                 output.text(format!("{to} is not what was replicated from {from}: {extents} extents differ, {}", HumanBytes(told.bytes)));
                 if options.repair {
-                    repair(&host, job, volume, errand, (&here, &there), output)?;
+                    repair(&host, &route, (&here, &there), output)?;
                     if let Ok(report) = &mut one.result {
                         report.counts.changed_extents = 0;
                     }
@@ -179,18 +180,11 @@ fn of_job(common: &Common, options: &VerifyOptions, part: Part, output: &Output)
 }
 
 /// The receiver reads its replica anew, and gets what differs from a snapshot that is made now.
-fn repair(
-    host: &Host,
-    job: &Job,
-    volume: &Volume,
-    errand: Errand,
-    (here, there): (&Arc<Progress>, &Arc<Progress>),
-    output: &Output,
-) -> Result<()> {
-    let (from, to) = (volume.source.display().to_string(), errand.target.to_string());
-    let errand = Errand { resync: true, part: Part::Full, ..errand };
-    let source = attempt::Place::Local(volume.source.clone());
-    let pass = attempt::Job { source, errand, snapshots: job.snapshot.snapshots.clone(), host: host.clone() };
+fn repair(host: &Host, route: &Route<'_>, (here, there): (&Arc<Progress>, &Arc<Progress>), output: &Output) -> Result<()> {
+    let (from, to) = (route.volume.source.display().to_string(), route.place.to_string());
+    let errand = Errand { resync: true, ..route.errand(Purpose::Replicate, false) };
+    let source = attempt::Place::Local(route.volume.source.clone());
+    let pass = attempt::Job { source, errand, snapshots: route.job.snapshot.snapshots.clone(), host: host.clone() };
     let began = Instant::now();
     let bar = Bar::show(output, here, there);
     let report = attempt::clone(&pass, here, there, &mut |_| {});
