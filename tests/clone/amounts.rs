@@ -184,11 +184,11 @@ fn the_log_has_a_line_for_each_run_that_did_or_should_have_done_something() {
     let (source, target, log) = (ferry.image("source", &noise(1, 1 << 20)), ferry.name("target"), ferry.name("log"));
     ferry.clone(&source, &target, &["--log-file", &log]);
     ferry.clone(&source, &target, &["--log-file", &log, "--dry-run"]);
-    assert_eq!(ferry.run(&["clone", "/nowhere/volume", &target, "--log-file", &log]).code, Some(1));
+    assert_eq!(ferry.run(&["clone", "/nowhere/volume", &target, "--log-file", &log]).code, Some(2));
     let lines = std::fs::read_to_string(&log).unwrap();
     let lines: Vec<&str> = lines.lines().collect();
     assert_eq!(lines.len(), 2, "{lines:?}");
     let done = format!(" source={source} replica={target} result=committed generation=1 mode=direct read=1048576 changed_extents=16 ");
     assert!(lines[0].contains(&done), "{lines:?}");
-    assert!(lines[1].contains(" source=/nowhere/volume ") && lines[1].contains(" result=failed exit=1 "), "{lines:?}");
+    assert!(lines[1].contains(" source=/nowhere/volume ") && lines[1].contains(" result=failed exit=2 "), "{lines:?}");
 }
