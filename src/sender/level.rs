@@ -130,6 +130,9 @@ pub struct Chooser {
     receiver: Option<f64>,
     /// Seconds that a byte on the wire takes the link for certain: it blocked where the receiver would not have.
     proven: Option<f64>,
+    /// A move showed that it is the link that blocks; one showed nothing.
+    linked: bool,
+    vague: bool,
     /// The last window that counted, and whether a move lies between it and the next.
     before: Option<Seen>,
     moved: bool,
@@ -154,6 +157,8 @@ impl Default for Chooser {
             link: None,
             receiver: None,
             proven: None,
+            linked: false,
+            vague: false,
             before: None,
             moved: false,
             turning: false,
@@ -240,12 +245,17 @@ impl Chooser {
                 let (same, other) = (seen.time / before.time, seen.time / by_link);
                 let same = same.ln().abs() < SAME.ln().min(other.ln().abs());
                 self.receiver = same.then(|| self.receiver.unwrap_or(before.time.max(seen.time)));
+                self.linked = !same;
                 if !same {
                     if seen.ratio > before.ratio {
                         self.proven = Some(seen.time / seen.ratio);
                     }
                     self.question = (self.question * 2).min(QUESTION_MAX);
                 }
+            } else {
+                // On this data the two levels are alike.
+                self.vague = true;
+                self.question = (self.question * 2).min(QUESTION_MAX);
             }
         }
         // What a lighter level did may be felt a window late: buffers had to fill first.
@@ -273,7 +283,7 @@ impl Chooser {
             return false;
         }
         self.blocked = 0;
-        self.go(self.rung.min(REFERENCE) - 1);
+        self.go(if self.vague { 0 } else { self.rung.min(REFERENCE) - 1 });
         true
     }
 
@@ -304,9 +314,8 @@ impl Chooser {
         let now = price(&LADDER[self.rung]);
         let best = (0..LADDER.len()).map(|rung| (rung, price(&LADDER[rung]))).min_by(|one, other| one.1.total_cmp(&other.1));
         // A level above the first one is for links alone, and who blocks may be the receiver, which shares no CPU to waste.
-        let best = best.map(
-            |(rung, then)| if self.proven.is_none() && rung > REFERENCE { (REFERENCE, price(&LADDER[REFERENCE])) } else { (rung, then) },
-        );
+        let best =
+            best.map(|(rung, then)| if !self.linked && rung > REFERENCE { (REFERENCE, price(&LADDER[REFERENCE])) } else { (rung, then) });
         let Some((best, then)) = best.filter(|(rung, then)| *rung != self.rung && *then < WORTH * now) else { return };
         let upwards = best > self.rung;
         // A link that blocks is felt and soon answered; that it would take more is a hope. One that was just expressed
