@@ -114,7 +114,8 @@ mod tests {
 
     #[test]
     fn a_volume_of_too_many_extents_is_refused_with_the_way_out() {
-        assert!(Geometry::new(VOLUME_BYTES_MAX, EXTENT_BYTES_MAX).is_ok());
+        assert!(Geometry::new(VOLUME_EXTENTS_MAX << 22, EXTENT_BYTES_MAX).is_ok());
+        assert!(Geometry::new(VOLUME_BYTES_MAX, EXTENT_BYTES_MAX).is_err());
         assert!(Geometry::new(VOLUME_EXTENTS_MAX * 4096, 4096).is_ok());
         let said = Geometry::new(VOLUME_EXTENTS_MAX * 4096 + 1, 4096).unwrap_err().chain();
         assert!(said.contains("--extent-size"), "{said}");
