@@ -1,5 +1,6 @@
 //! Runs another program with a time limit and gives back how it ended and what it said: lvm2's tools, hooks, and
 //! what is called to tell somebody something.
+//! duct starts it; what is said here is when it is ended, and how much of its words is kept.
 //!
 //! Each program has a process group of its own: one that hangs is stopped together with what it started, because a
 //! grandchild that keeps the pipe open would make us wait as well. The group is asked first and killed later: lvm2
@@ -7,6 +8,7 @@
 //! A program that ended by itself may leave a daemon behind that still has the pipes; that one is left alone.
 
 use crate::limits::{HELPER_DRAIN, HELPER_STOP_GRACE};
+use duct::{Expression, Handle};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -14,17 +16,17 @@ use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use std::ffi::OsStr;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// A program to run.
 pub struct Call<'a> {
-    command: Command,
+    expression: Expression,
     line: String,
     input: &'a [u8],
     limit: Duration,
@@ -63,16 +65,19 @@ pub struct Ended {
 impl<'a> Call<'a> {
     /// Of `program` with `args`, for at most `limit`; the last `keep_bytes` of what it prints are kept.
     pub fn new<A: AsRef<OsStr>>(program: &Path, args: impl IntoIterator<Item = A>, limit: Duration, keep_bytes: usize) -> Call<'a> {
-        let mut command = Command::new(program);
-        command.args(args).process_group(0);
-        let words = std::iter::once(command.get_program()).chain(command.get_args()).map(|word| word.to_string_lossy());
+        let args: Vec<_> = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
+        let words = std::iter::once(program.as_os_str()).chain(args.iter().map(|arg| arg.as_os_str())).map(|word| word.to_string_lossy());
         let line = shell_words::join(words);
-        Call { command, line, input: &[], limit, grace: HELPER_STOP_GRACE, keep_bytes, stop: None }
+        let expression = duct::cmd(program, args).unchecked().before_spawn(|command| {
+            command.process_group(0);
+            Ok(())
+        });
+        Call { expression, line, input: &[], limit, grace: HELPER_STOP_GRACE, keep_bytes, stop: None }
     }
 
     /// With this in its environment.
     pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Call<'a> {
-        self.command.env(name, value);
+        self.expression = self.expression.env(name, value.as_ref());
         self
     }
 
@@ -101,9 +106,19 @@ impl<'a> Call<'a> {
 
     /// Runs it to its end. An error: it could not be started.
     pub fn run(&mut self) -> io::Result<Ended> {
-        let input = if self.input.is_empty() { Stdio::null() } else { Stdio::piped() };
-        let child = self.command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-        Running::new(child, self)?.wait()
+        let ((output, to_output), (errors, to_errors)) = (io::pipe()?, io::pipe()?);
+        let mut expression = self.expression.stdout_file(to_output).stderr_file(to_errors);
+        let mut to_input = None;
+        if self.input.is_empty() {
+            expression = expression.stdin_null();
+        } else {
+            let (from, to) = io::pipe()?;
+            (expression, to_input) = (expression.stdin_file(from), Some(to));
+        }
+        let handle = expression.start()?;
+        // Our copies of the program's ends: a pipe that is left open here would never come to its end.
+        drop(expression);
+        Running::new(handle, self, to_input, output, errors)?.wait()
     }
 }
 
@@ -183,11 +198,12 @@ enum Why {
 
 /// A program that runs.
 struct Running<'a> {
-    child: Child,
+    handle: Handle,
     group: Pid,
     input: &'a [u8],
-    output: Tail<std::process::ChildStdout>,
-    errors: Tail<std::process::ChildStderr>,
+    to_input: Option<PipeWriter>,
+    output: Tail<PipeReader>,
+    errors: Tail<PipeReader>,
     limit: Instant,
     grace: Duration,
     stop: Option<&'a AtomicBool>,
@@ -196,13 +212,19 @@ struct Running<'a> {
 }
 
 impl<'a> Running<'a> {
-    fn new(mut child: Child, call: &Call<'a>) -> io::Result<Running<'a>> {
-        let group = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
-        child.stdin.as_ref().map_or(Ok(()), unblock)?;
-        let output = Tail::new(child.stdout.take(), call.keep_bytes)?;
-        let errors = Tail::new(child.stderr.take(), call.keep_bytes)?;
+    fn new(
+        handle: Handle,
+        call: &Call<'a>,
+        to_input: Option<PipeWriter>,
+        output: PipeReader,
+        errors: PipeReader,
+    ) -> io::Result<Running<'a>> {
+        let first = handle.pids().first().copied().ok_or_else(|| io::Error::other("it has no process"))?;
+        let group = Pid::from_raw(i32::try_from(first).map_err(io::Error::other)?);
+        to_input.as_ref().map_or(Ok(()), unblock)?;
+        let (output, errors) = (Tail::new(Some(output), call.keep_bytes)?, Tail::new(Some(errors), call.keep_bytes)?);
         let limit = Instant::now() + call.limit;
-        Ok(Running { child, group, input: call.input, output, errors, limit, grace: call.grace, stop: call.stop, ending: None })
+        Ok(Running { handle, group, input: call.input, to_input, output, errors, limit, grace: call.grace, stop: call.stop, ending: None })
     }
 
     fn wait(mut self) -> io::Result<Ended> {
@@ -229,7 +251,7 @@ impl<'a> Running<'a> {
             nap = if quiet || gone_since.is_some() { (nap * 2).min(Duration::from_millis(50)) } else { Duration::from_millis(50) };
             self.sleep(nap);
         };
-        let status = if gone { Some(self.child.wait()?) } else { None };
+        let status = if gone { Some(self.handle.wait()?.status) } else { None };
         let how = match (self.ending, status) {
             (None, Some(status)) => How::Exited(status),
             (Some((Why::Stopped, ..)), _) => How::Stopped,
@@ -273,12 +295,12 @@ impl<'a> Running<'a> {
 
     /// Hands over input as fast as it is taken. A program that does not want it has no need to read it.
     fn feed(&mut self) {
-        while let Some(pipe) = &mut self.child.stdin {
+        while let Some(pipe) = &mut self.to_input {
             match pipe.write(self.input) {
                 Ok(bytes) if bytes < self.input.len() => self.input = &self.input[bytes..],
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                _ => self.child.stdin = None,
+                _ => self.to_input = None,
             }
         }
     }
@@ -288,7 +310,7 @@ impl<'a> Running<'a> {
         let mut all = Vec::with_capacity(3);
         all.extend(self.output.pipe.as_ref().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)));
         all.extend(self.errors.pipe.as_ref().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)));
-        all.extend(self.child.stdin.as_ref().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLOUT)));
+        all.extend(self.to_input.as_ref().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLOUT)));
         let nap = PollTimeout::try_from(nap).unwrap_or(PollTimeout::ZERO);
         // Woken early is no harm: everything is looked at anew.
         let _ = poll(&mut all, nap);

@@ -69,6 +69,8 @@ fn what_is_installed_is_where_man_and_the_shells_look_for_it() {
     let pages = man::pages().unwrap();
     pages.iter().for_each(|(file, page)| std::fs::write(made.join(file), page).unwrap());
     man::completions(&made).unwrap();
+    let packaging = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging");
+    std::os::unix::fs::symlink(packaging, folder.path().join("packaging")).unwrap();
     let makefile = concat!(env!("CARGO_MANIFEST_DIR"), "/Makefile");
     let ended = std::process::Command::new("make")
         .current_dir(folder.path())
@@ -82,6 +84,7 @@ fn what_is_installed_is_where_man_and_the_shells_look_for_it() {
         std::fs::metadata(&path).unwrap_or_else(|cause| panic!("{}: {cause}", path.display())).permissions().mode() & 0o777
     };
     assert_eq!(installed("bin/blockferry"), 0o755);
+    assert!(destination.join("usr/lib/systemd/system/blockferry-agent.service").exists());
     for (page, _) in &pages {
         assert_eq!(installed(&format!("share/man/man1/{page}")), 0o644);
     }
