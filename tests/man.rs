@@ -84,7 +84,7 @@ fn what_is_installed_is_where_man_and_the_shells_look_for_it() {
         std::fs::metadata(&path).unwrap_or_else(|cause| panic!("{}: {cause}", path.display())).permissions().mode() & 0o777
     };
     assert_eq!(installed("bin/blockferry"), 0o755);
-    assert!(destination.join("usr/lib/systemd/system/blockferry-agent.service").exists());
+    assert!(destination.join("usr/local/lib/systemd/system/blockferry-agent.service").exists());
     for (page, _) in &pages {
         assert_eq!(installed(&format!("share/man/man1/{page}")), 0o644);
     }
