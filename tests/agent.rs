@@ -303,6 +303,59 @@ fn what_runs_is_stopped_in_every_phase_and_goes_on_from_there() {
 }
 
 #[test]
+fn a_byte_that_changes_behind_the_receivers_back_is_found_by_schedule_and_told() {
+    let mut dice = Dice::new("a_byte");
+    let mut keeper = Keeper::new();
+    let receiver = Receiver::start(&["a"], &keeper.host.entry("prod1", "*", BOTH));
+    fs::write(keeper.path("a"), dice.noise(2 << 20)).unwrap();
+    let (told, changes) = (keeper.path("told"), keeper.path("changes.log"));
+    let tell = format!(
+        "[[job.notify]]\non = [\"verify-mismatch\"]\nexec = [\"/bin/sh\", \"-c\", \"echo $BLOCKFERRY_EVENT $BLOCKFERRY_EXIT >> {}\"]\n",
+        told.display()
+    );
+    let verify = format!("every = \"1h\"\n[job.verify]\nschedule = \"*:*:0/2\"\nslice = \"1/2\"\n{tell}");
+    let job = keeper.job("db", &["one"], &["a"], &verify);
+    keeper.configure(&format!("{QUICK}{}{job}", Keeper::receiver("one", &receiver)));
+    keeper.start_with(&["--log-file", changes.to_str().unwrap()]);
+    keeper.wait("both slices are clean", || keeper.book("db").verify.whole_ms.is_some());
+    assert!(fs::read_to_string(&changes).unwrap().contains("db"), "the agent's run is in its change log");
+    keeper.wait("the log names both", || ["1/2", "2/2"].iter().all(|slice| keeper.log().contains(&format!("verified slice {slice}"))));
+    assert!(!told.exists(), "something was told while all was well");
+
+    let at = dice.roll(2 << 20);
+    let was = fs::read(receiver.image("a")).unwrap()[at as usize];
+    edit(&receiver.image("a"), at, &[was ^ 1]);
+    keeper.wait("a slice finds it", || keeper.book("db").verify.failure.is_some_and(|failure| failure.exit == 7));
+    keeper.wait("it is told", || fs::read_to_string(&told).is_ok_and(|told| told.starts_with("verify-mismatch 7\n")));
+    // The clean slice after it takes nothing back.
+    keeper.wait("the other slice is clean", || keeper.book("db").verify.failure.is_none());
+    let (code, said) = keeper.run(&["monitor"]);
+    assert!(code == Some(2) && said.contains("verify-mismatch"), "{code:?} {said}");
+    let (_, said) = keeper.run(&["status", "--json"]);
+    assert!(said.contains("\"verify-mismatch\""), "{said}");
+
+    // As it was: a whole round without a difference ends it.
+    edit(&receiver.image("a"), at, &[was]);
+    keeper.wait("a whole round is clean again", || !keeper.book("db").verify.differed);
+    let (code, said) = keeper.run(&["pause", "db"]);
+    assert_eq!(code, Some(0), "{said}");
+    keeper.wait("the pause is seen", || keeper.seen("db")["why"] == "paused" && keeper.seen("db")["run"].is_null());
+    let done = keeper.book("db").verify.done;
+    std::thread::sleep(Duration::from_millis(4500));
+    assert_eq!(keeper.book("db").verify.done, done, "a paused job was verified");
+    let (code, said) = keeper.run(&["resume", "db"]);
+    assert_eq!(code, Some(0), "{said}");
+
+    // A receiver that stands still: the agent's end does not wait for it.
+    receiver.signal(Signal::SIGSTOP);
+    keeper.wait("a verification waits", || keeper.seen("db")["run"]["verifies"] == true);
+    let (code, time) = keeper.stop();
+    receiver.signal(Signal::SIGCONT);
+    assert!(code == Some(0) && time < Duration::from_secs(4), "{code:?} {time:?}");
+    equal(keeper.path("a"), receiver.image("a"));
+}
+
+#[test]
 fn a_chain_follows_each_commit_and_keeps_the_age_of_its_source() {
     let mut dice = Dice::new("a_chain");
     // The middle host has a receiver and an agent with one state directory.

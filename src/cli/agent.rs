@@ -17,7 +17,9 @@ pub fn run(common: &Common, option: &AgentConfigOption) -> Result<()> {
     let (stop, reload) = (signals::stop_flag()?, signals::reload_flag()?);
     let state = shelf.state().path().display().to_string();
     let ready = format!("agent of {state}, {} jobs", config.jobs.len());
-    let bench = Arc::new(Bench::new(shelf, common.io.into()));
+    let mut bench = Bench::new(shelf, common.io.into());
+    bench.change_log.clone_from(&common.log_file);
+    let bench = Arc::new(bench);
     let daemon = Daemon { config, config_path: option.config.clone(), bench, run: run::run, stop, reload };
     let mut status = String::new();
     let mut stopping = false;

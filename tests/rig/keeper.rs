@@ -84,10 +84,17 @@ impl Keeper {
 
     /// Starts the agent and waits until it looks after its jobs.
     pub fn start(&mut self) {
+        self.start_with(&[]);
+    }
+
+    /// The same with these options.
+    pub fn start_with(&mut self, options: &[&str]) {
         assert!(self.child.is_none());
         let log = File::options().create(true).append(true).open(self.path("agent.log")).expect("a log");
         let seen = self.log().len();
-        self.child = Some(self.command(&["agent", "--verbose"]).stdout(Stdio::null()).stderr(log).spawn().expect("start the agent"));
+        self.child = Some(
+            self.command(&[&["agent", "--verbose"], options].concat()).stdout(Stdio::null()).stderr(log).spawn().expect("start the agent"),
+        );
         self.wait("the agent is ready", || self.log()[seen..].contains("agent of "));
     }
 

@@ -11,10 +11,11 @@ pub mod socket;
 mod watched;
 
 use super::bench::Bench;
-use super::book::Shelf;
+use super::book::{Shelf, VerifyBook};
 use super::config::{AgentConfig, Job};
 use super::due::host_seed;
 use super::outcome::{Cause, RunReport};
+use super::verify::run_slice;
 use crate::error::{Error, Kind, Result};
 use crate::limits::{AGENT_LOOK, STOP_POLL};
 use crate::log;
@@ -31,7 +32,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Instant;
-use watched::{Watched, story};
+use watched::{Task, Watched, story, story_of_verify};
 
 /// How a job is run: `agent::run::run`.
 pub type Run = fn(&Bench, &Job, Cause, &Arc<AtomicBool>) -> Result<RunReport>;
@@ -56,6 +57,8 @@ pub struct Daemon {
 enum Event {
     /// A run of this job came to its end.
     Ended(String, Result<RunReport>),
+    /// A verification of this job's replicas did.
+    Verified(String, Result<VerifyBook>),
     /// Somebody asks something.
     Asked(Asked),
 }
@@ -101,6 +104,12 @@ fn taken(shelf: &Shelf, error: Error) -> Error {
     let (Kind::Locked, Some(pid)) = (error.kind(), process(shelf)) else { return error };
     let place = shelf.state().path().display();
     Error::new(Kind::Locked, format!("process {pid} is the agent of {place} already; `kill -HUP {pid}` makes it read agent.toml again"))
+}
+
+/// A bug of ours ends one run and not the schedule of all.
+fn contained<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let bug = || Error::new(Kind::Failed, format!("the {what} ended with a bug of blockferry"));
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(bug()))
 }
 
 impl Daemon {
@@ -196,7 +205,15 @@ impl Agent {
 
     fn take(&mut self, event: Event, stopping: bool) {
         match event {
-            Event::Ended(name, result) => self.ended(&name, &result, stopping),
+            Event::Ended(name, result) => {
+                self.ended(&name, story(&name, &result), result.as_ref().err(), |watched, shelf| watched.ended(shelf, &result, stopping))
+            }
+            Event::Verified(name, result) => {
+                let now_ms = Clocks::now().day_ms;
+                self.ended(&name, story_of_verify(&name, &result), result.as_ref().err(), |watched, shelf| {
+                    watched.verified(shelf, &result, now_ms)
+                })
+            }
             Event::Asked(Asked { question, answer }) => {
                 let _ = answer.send(self.answer(question, stopping));
             }
@@ -224,50 +241,60 @@ impl Agent {
         self.jobs.retain(|watched| watched.under_way.is_some() || names.contains(&watched.job.name.as_str()));
     }
 
-    /// Those that lag most come first.
+    /// Those that lag most come first, and runs before verifications.
     fn begin_what_is_due(&mut self) {
         let now_ms = self.clocks.day_ms;
         let running = self.jobs.iter().filter(|watched| watched.under_way.is_some()).count();
         let room = self.config.max_runs.saturating_sub(running);
-        let mut due: Vec<(usize, Cause)> =
+        let mut due: Vec<(usize, Task)> =
             self.jobs.iter().enumerate().filter_map(|(at, watched)| Some((at, watched.wants(now_ms)?))).collect();
         if due.len() > room && room > 0 {
             let state = self.bench.shelf.state();
-            due.sort_by_cached_key(|(at, _)| self.jobs[*at].oldest_ms(state));
+            due.sort_by_cached_key(|(at, task)| (*task == Task::Verify, self.jobs[*at].oldest_ms(state)));
         }
-        for (at, cause) in due.into_iter().take(room) {
-            self.begin(at, cause);
+        for (at, task) in due.into_iter().take(room) {
+            self.begin(at, task);
         }
     }
 
-    fn begin(&mut self, at: usize, cause: Cause) {
+    fn begin(&mut self, at: usize, task: Task) {
         let watched = &mut self.jobs[at];
         let (bench, job, run, events) = (Arc::clone(&self.bench), Arc::clone(&watched.job), self.run, self.events.clone());
         let stop = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stop);
-        log::debug(|| format!("job {}: begins ({})", job.name, watched.due.why.name()));
+        log::debug(|| match task {
+            Task::Run(_) => format!("job {}: begins ({})", job.name, watched.due.why.name()),
+            Task::Verify => format!("job {}: begins to verify its replicas", job.name),
+        });
         let thread = std::thread::Builder::new().name(job.name.chars().take(15).collect());
         let spawned = thread.spawn(move || {
-            // A bug of ours ends one run and not the schedule of all.
-            let result = catch_unwind(AssertUnwindSafe(|| run(&bench, &job, cause, &flag)));
-            let result = result.unwrap_or_else(|_| Err(Error::new(Kind::Failed, "the run ended with a bug of blockferry")));
-            let _ = events.send(Event::Ended(job.name.clone(), result));
+            let name = job.name.clone();
+            let _ = events.send(match task {
+                Task::Run(cause) => Event::Ended(name, contained("run", || run(&bench, &job, cause, &flag))),
+                Task::Verify => Event::Verified(name, contained("verification", || run_slice(&bench, &job, &flag))),
+            });
         });
         match spawned {
-            Ok(thread) => watched.began(stop, self.clocks.day_ms, cause, thread),
+            Ok(thread) => watched.began(stop, self.clocks.day_ms, task, thread),
             Err(error) => log::error(format!("job {}: make a thread: {error}", watched.job.name)),
         }
     }
 
-    fn ended(&mut self, name: &str, result: &Result<RunReport>, stopping: bool) {
-        let (level, words) = story(name, result);
+    /// Tells the log, and lets the job take note.
+    fn ended(
+        &mut self,
+        name: &str,
+        (level, words): (log::Level, String),
+        error: Option<&Error>,
+        take_note: impl FnOnce(&mut Watched, &Shelf) -> Result<()>,
+    ) {
         let Some(watched) = self.jobs.iter_mut().find(|watched| watched.job.name == name) else { return };
         // Locked stays locked for as long as the other run takes.
-        let is_locked = result.as_ref().is_err_and(|error| error.kind() == Kind::Locked);
+        let is_locked = error.is_some_and(|error| error.kind() == Kind::Locked);
         if watched.is_news(is_locked.then_some(&*words)) || !is_locked {
             log::tell(level, &words);
         }
-        if let Err(error) = watched.ended(&self.bench.shelf, result, stopping) {
+        if let Err(error) = take_note(watched, &self.bench.shelf) {
             log::error(format!("job {name}: {}", error.chain()));
         }
     }
@@ -314,6 +341,10 @@ impl Agent {
         let transfers = self.bench.board.transfers();
         let under_way = |watched: &Watched| {
             let run = watched.under_way.as_ref()?;
+            let cause = match run.task {
+                Task::Run(cause) => Some(cause),
+                Task::Verify => None,
+            };
             let own = transfers.iter().filter(|transfer| transfer.job == watched.job.name);
             let transfers: Vec<Value> = own
                 .map(|transfer| {
@@ -327,7 +358,7 @@ impl Agent {
                 })
                 .collect();
             Some(
-                json!({"started_ms": run.started_ms, "cause": run.cause, "stopping": run.stop.load(Ordering::Relaxed), "transfers": transfers}),
+                json!({"started_ms": run.started_ms, "cause": cause, "verifies": cause.is_none(), "stopping": run.stop.load(Ordering::Relaxed), "transfers": transfers}),
             )
         };
         let job = |watched: &Watched| {

@@ -1,6 +1,6 @@
 //! A job as the agent sees it: its book as last read, what of it is under way, when it is due.
 
-use crate::agent::book::{JobBook, Shelf};
+use crate::agent::book::{JobBook, Shelf, VerifyBook};
 use crate::agent::config::{Job, Receiver, Trigger, Volume};
 use crate::agent::due::{self, Due, View};
 use crate::agent::outcome::{Cause, RunReport};
@@ -31,7 +31,9 @@ pub struct Watched {
     pub book: JobBook,
     /// When it is due, as last reckoned.
     pub due: Due,
-    /// Its run in this process.
+    /// When its next slice is to be verified, as last reckoned.
+    verify_ms: Option<u64>,
+    /// What of it goes on in this process.
     pub under_way: Option<UnderWay>,
     /// Somebody asked for a run.
     pub asked: bool,
@@ -46,14 +48,23 @@ pub struct Watched {
     upstream: Upstream,
 }
 
-/// A run in this process.
+/// What is done for a job, one at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// A run, and what it is to be called.
+    Run(Cause),
+    /// The next slice of its replicas is compared.
+    Verify,
+}
+
+/// A run or a verification in this process.
 pub struct UnderWay {
     /// Ends it at a point to go on from.
     pub stop: Arc<AtomicBool>,
     /// When it was begun.
     pub started_ms: u64,
-    /// Why.
-    pub cause: Cause,
+    /// Which of the two, and why.
+    pub task: Task,
     /// An operator stopped it.
     pub aborted: bool,
     /// What of the replica that it reads was there when it began.
@@ -78,6 +89,7 @@ impl Watched {
             since_ms: now_ms,
             book: JobBook::default(),
             due: Due { at_ms: None, why: due::Why::Manual, cause: Cause::Schedule },
+            verify_ms: None,
             under_way: None,
             asked: false,
             not_before: None,
@@ -105,6 +117,7 @@ impl Watched {
             return Ok(());
         }
         self.due = due::next(&self.job, &self.book, &self.view(now_ms, zone, host));
+        self.verify_ms = due::verify_due(&self.job, &self.book, &self.view(now_ms, zone, host));
         let (at, why) = (self.due.at_ms, Some(self.due.why.name()));
         if self.book.next_due_ms != at || self.book.next_why.as_deref() != why {
             shelf.change(&self.job.name, |book| (book.next_due_ms, book.next_why) = (at, why.map(str::to_owned)))?;
@@ -155,15 +168,18 @@ impl Watched {
         is_news
     }
 
-    /// Whether a run is to begin, and what it is to be called.
-    pub fn wants(&self, now_ms: u64) -> Option<Cause> {
+    /// What is to begin. A run comes before a verification, which makes nothing current.
+    pub fn wants(&self, now_ms: u64) -> Option<Task> {
         if self.under_way.is_some() || self.not_before.is_some_and(|time| Instant::now() < time) {
             return None;
         }
         if self.asked {
-            return Some(Cause::Request);
+            return Some(Task::Run(Cause::Request));
         }
-        self.due.is_now(now_ms).then_some(self.due.cause)
+        if self.due.is_now(now_ms) {
+            return Some(Task::Run(self.due.cause));
+        }
+        self.verify_ms.is_some_and(|at| at <= now_ms).then_some(Task::Verify)
     }
 
     /// When the oldest of its replicas was last current; 0 where one never was.
@@ -173,11 +189,11 @@ impl Watched {
         legs.map(known).map(|known| known.ok().flatten().map_or(0, |record| record.source_time_ms)).min().unwrap_or(0)
     }
 
-    /// A run begins in this thread.
-    pub fn began(&mut self, stop: Arc<AtomicBool>, started_ms: u64, cause: Cause, thread: JoinHandle<()>) {
-        self.asked = false;
+    /// It begins in this thread.
+    pub fn began(&mut self, stop: Arc<AtomicBool>, started_ms: u64, task: Task, thread: JoinHandle<()>) {
+        self.asked &= task == Task::Verify;
         let commit = self.upstream.commit.clone();
-        self.under_way = Some(UnderWay { stop, started_ms, cause, aborted: false, commit, thread });
+        self.under_way = Some(UnderWay { stop, started_ms, task, aborted: false, commit, thread });
     }
 
     /// Its run ended. `stopping`: the agent is about to end, so the next one takes it up again.
@@ -189,7 +205,7 @@ impl Watched {
             Ok(report) => {
                 let interrupted = report.verdict().is_some_and(|failure| failure.kind() == Kind::Interrupted);
                 let cut = stopping && interrupted && !under_way.aborted;
-                let answers = under_way.cause != Cause::Retry;
+                let answers = under_way.task != Task::Run(Cause::Retry);
                 shelf.change(&self.job.name, |book| {
                     if answers {
                         book.served_ms = Some(under_way.started_ms);
@@ -198,18 +214,38 @@ impl Watched {
                     book.commit = under_way.commit.or(book.commit.take());
                 })
             }
-            Err(error) if error.kind() == Kind::Locked => {
-                self.not_before = Some(Instant::now() + LOCKED_RETRY);
-                Ok(())
-            }
-            Err(_) => {
-                self.not_before = Some(Instant::now() + self.job.retry.initial.max(Duration::from_secs(1)));
+            Err(error) => {
+                self.wait_after(error);
                 Ok(())
             }
         }
     }
 
-    /// Asks its run to stop. Whether there is one.
+    /// Its verification ended; what came of it is in the book.
+    pub fn verified(&mut self, shelf: &Shelf, result: &Result<VerifyBook>, now_ms: u64) -> Result<()> {
+        let Some(under_way) = self.under_way.take() else { return Ok(()) };
+        let _ = under_way.thread.join();
+        self.not_before = None;
+        match result {
+            Ok(_) => Ok(()),
+            // The slice keeps its turn. Who stopped it does not want it again before the next tick; the agent's own end does.
+            Err(error) if error.kind() == Kind::Interrupted && under_way.aborted => {
+                shelf.change(&self.job.name, |book| book.verify.last_ms = Some(now_ms))
+            }
+            Err(error) => {
+                self.wait_after(error);
+                Ok(())
+            }
+        }
+    }
+
+    /// What left nothing in the book is tried again, but not at once.
+    fn wait_after(&mut self, error: &Error) {
+        let wait = if error.kind() == Kind::Locked { LOCKED_RETRY } else { self.job.retry.initial.max(Duration::from_secs(1)) };
+        self.not_before = Some(Instant::now() + wait);
+    }
+
+    /// Asks its run or verification to stop. Whether there is one.
     pub fn stop_run(&mut self, aborted: bool) -> bool {
         let Some(under_way) = &mut self.under_way else { return false };
         under_way.aborted |= aborted;
@@ -270,6 +306,23 @@ pub fn story(job: &str, result: &Result<RunReport>) -> (log::Level, String) {
             (log::Level::Error, format!("{head} failed with exit {}: {}", failure.exit, failure.message))
         }
         Some(failure) => (log::Level::Error, format!("{head} failed with exit {}: {}", failure.exit, words.join("; "))),
+    }
+}
+
+/// What the log says of a verification.
+pub fn story_of_verify(job: &str, result: &Result<VerifyBook>) -> (log::Level, String) {
+    match result {
+        Err(error) if error.kind() == Kind::Locked => (log::Level::Info, format!("job {job}: verification: {}", locked(error))),
+        Err(error) if error.kind() == Kind::Interrupted => (log::Level::Info, format!("job {job}: {}", error.chain())),
+        Err(error) => (log::Level::Error, format!("job {job}: verification: {}", error.chain())),
+        Ok(book) => match &book.failure {
+            Some(failure) => (log::Level::Error, format!("job {job}: verification failed with exit {}: {}", failure.exit, failure.message)),
+            None if book.rounds > 1 => {
+                let slice = book.done.saturating_sub(1) % u64::from(book.rounds) + 1;
+                (log::Level::Info, format!("job {job}: verified slice {slice}/{} of its replicas: no difference", book.rounds))
+            }
+            None => (log::Level::Info, format!("job {job}: verified its replicas: no difference")),
+        },
     }
 }
 

@@ -12,6 +12,7 @@
 
 mod backoff;
 mod ticks;
+mod verify;
 #[cfg(test)]
 mod year;
 
@@ -27,6 +28,7 @@ use std::time::Duration;
 use ticks::Ticks;
 
 pub use backoff::host_seed;
+pub use verify::verify_due;
 
 /// What a job's next run is reckoned with beside its own book.
 #[derive(Clone, Debug)]

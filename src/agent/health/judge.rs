@@ -108,6 +108,11 @@ fn judge_verification(job: &Job, book: &JobBook, pairs: &[PairHealth], around: &
             _ => reasons.add(Code::VerifyFailing, Level::Warning, message, command()),
         }
     }
+    if book.verify.differed && book.verify.failure.as_ref().is_none_or(|failure| failure.kind() != Kind::Differs) {
+        // The next slice is of another part: that it is clean takes nothing back.
+        let message = "a slice of verification found differences, and since then not all of it was compared without one".to_owned();
+        reasons.add(Code::VerifyMismatch, Level::Critical, message, Some(format!("blockferry verify --repair {}", job.name)));
+    }
     let Some(verify) = &job.verify else { return };
     // Before the first slice the pairs themselves say since when there is something to verify.
     let first_pair = pairs.iter().filter(|pair| pair.generation > 0).filter_map(|pair| created_ms(pair.relationship?)).min();

@@ -223,6 +223,8 @@ fn verification_that_is_late_or_found_something_is_told() {
     assert_eq!(verified(None, None).line(), "warning current: verify-overdue → blockferry verify db");
     let found = Some(failure(7, "2 ranges differ"));
     assert_eq!(verified(Some(days_ago(5)), found).line(), "critical current: verify-mismatch → blockferry verify --repair db");
+    let clean_elsewhere = verified(Some(days_ago(5)), None).with(|story| story.book.verify.differed = true);
+    assert_eq!(clean_elsewhere.line(), "critical current: verify-mismatch → blockferry verify --repair db");
     let away = Some(failure(4, "dr1 is away"));
     assert_eq!(verified(Some(days_ago(5)), away).line(), "warning current: verify-failing → blockferry verify db");
 }
