@@ -5,6 +5,9 @@
 //! source (10.77.0.1) eth0 ──── s │ switch │ r ──── eth0 (10.77.0.2) replica
 //! ```
 //!
+//! The kernels hold a mebibyte or two of a connection and no more: one of 32 MiB, as a host with much memory has,
+//! would take in a whole run for a receiver that stands still, which then commits it when it wakes.
+//!
 //! A pulled cable is pulled at the switch, as between two real hosts: neither end sees its own carrier go. Names
 //! carry the process id, so that what a killed test left is known by its dead owner and removed by the next.
 
@@ -89,6 +92,9 @@ impl Bed {
         run("ip", &["-n", &host, "addr", "add", &address, "dev", "eth0"]);
         run("ip", &["-n", &host, "link", "set", "lo", "up"]);
         run("ip", &["-n", &host, "link", "set", "eth0", "up"]);
+        for (queue, bytes) in [("tcp_rmem", "4096 131072 524288"), ("tcp_wmem", "4096 16384 1048576")] {
+            run("ip", &["netns", "exec", &host, "sh", "-c", &format!("echo {bytes} >/proc/sys/net/ipv4/{queue}")]);
+        }
     }
 
     /// Where processes of a side run.
