@@ -287,6 +287,9 @@ pub const ASKERS_MAX: usize = 16;
 pub const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How much longer systemd is to wait for an agent that stops, told with each look: a commit takes its time.
 pub const AGENT_STOP_EXTENSION: Duration = Duration::from_secs(60);
+/// Time that a session waits for the one before it to let go of its replica: its source had the answer, and the device
+/// is closed and made to refuse writes behind it.
+pub const REPLICA_WAIT: Duration = Duration::from_secs(1);
 /// Time to wait for a session that has a replica which is to be read: it has just committed, and ends.
 pub const UPSTREAM_WAIT: Duration = Duration::from_secs(10);
 /// Ticks counted as skipped by one run: a week of one each ten seconds.

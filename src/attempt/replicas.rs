@@ -7,6 +7,7 @@ use crate::disk::raw::{Access, RawDisk};
 use crate::disk::{Disk, guard, readonly};
 use crate::error::{Error, Kind, Result};
 use crate::format::stream::{Hello, Purpose};
+use crate::limits::REPLICA_WAIT;
 use crate::log;
 use crate::receiver::{Apply, Replicas, Site, promotion};
 use crate::ring::Choice;
@@ -48,7 +49,7 @@ impl HostReplicas {
 
     /// Takes a configured replica for this process. The name is one of the configuration's: it makes a folder.
     pub fn lock_name(&self, replica: &str) -> Result<Lock> {
-        Lock::take(&self.state.served(replica)?, &format!("the replica {replica}"))
+        Lock::wait(&self.state.served(replica)?, &format!("the replica {replica}"), REPLICA_WAIT)
     }
 
     /// Remembers what a configured replica's name stands for.

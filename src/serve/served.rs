@@ -11,39 +11,53 @@ use crate::disk::{Disk, identity};
 use crate::error::{Error, Kind, Result};
 use crate::format::stream::{Hello, Purpose};
 use crate::identity::Identity;
+use crate::limits::REPLICA_WAIT;
 use crate::receiver::{Apply, Replicas, Site};
 use crate::state::journals::Room;
 use crate::state::{Files, Lock};
 use crate::transport::stream::Deadline;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Which replicas have a session, and whose.
 #[derive(Debug, Default)]
-pub struct Busy(Mutex<BTreeMap<String, String>>);
+pub struct Busy {
+    all: Mutex<BTreeMap<String, String>>,
+    given_back: Condvar,
+}
 
 /// A replica that this session has to itself; dropped = given back.
 struct Taken {
     busy: Arc<Busy>,
     replica: String,
     /// The same against other processes: sessions that come through ssh.
-    _lock: Option<Lock>,
+    lock: Option<Lock>,
 }
 
 impl Busy {
+    /// A session that has just committed ends in a moment, which the run right behind it would run into: that is waited for.
     fn take(self: &Arc<Busy>, replica: &str, client: &Client) -> Result<Taken> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = self.all();
+        let in_use = |all: &mut BTreeMap<String, String>| all.contains_key(replica);
+        let (mut all, _) = self.given_back.wait_timeout_while(all, REPLICA_WAIT, in_use).unwrap_or_else(PoisonError::into_inner);
         if let Some(owner) = all.get(replica) {
             return Err(Error::new(Kind::Locked, format!("the replica {replica} is in use by a session of {owner}: wait for it")));
         }
         all.insert(replica.to_owned(), format!("{} from {}", client.name, client.from));
-        Ok(Taken { busy: Arc::clone(self), replica: replica.to_owned(), _lock: None })
+        Ok(Taken { busy: Arc::clone(self), replica: replica.to_owned(), lock: None })
+    }
+
+    fn all(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        self.busy.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.replica);
+        // The lock file first: who is woken takes it next.
+        self.lock = None;
+        self.busy.all().remove(&self.replica);
+        self.busy.given_back.notify_all();
     }
 }
 
@@ -118,7 +132,7 @@ impl Replicas for Served {
             return Err(Error::new(Kind::Refused, message));
         }
         let mut taken = self.busy.take(name, &self.client)?;
-        taken._lock = Some(self.host.lock_name(name)?);
+        taken.lock = Some(self.host.lock_name(name)?);
         let path = entry.device.path();
         if !path.exists() && !entry.device.is_made() {
             return Err(Error::new(
@@ -205,5 +219,29 @@ impl Site for ServedSite {
 
     fn now_ms(&self) -> u64 {
         self.site.now_ms()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn who_comes_right_behind_a_session_waits_for_its_end_and_not_for_long() {
+        let (busy, client) = (Arc::<Busy>::default(), |from: &str| Client { name: "prod1".into(), from: from.into(), grants: Vec::new() });
+        let first = busy.take("db", &client("a")).unwrap();
+        let _other = busy.take("web", &client("b")).unwrap();
+        let second = std::thread::scope(|scope| {
+            let behind = scope.spawn(|| busy.take("db", &client("c")));
+            std::thread::sleep(Duration::from_millis(50));
+            drop(first);
+            behind.join().unwrap()
+        });
+        let _second = second.unwrap();
+        let begun = Instant::now();
+        let refused = busy.take("db", &client("d")).err().unwrap();
+        assert!(refused.kind() == Kind::Locked && refused.chain().contains("in use by a session of prod1 from c"), "{}", refused.chain());
+        assert!(begun.elapsed() >= REPLICA_WAIT);
     }
 }
