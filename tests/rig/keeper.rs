@@ -137,8 +137,11 @@ impl Keeper {
         self.seen(job)["run"]["transfers"][0]["phase"].as_str().unwrap_or_default().to_owned()
     }
 
-    pub fn ask_for_run(&self, job: &str) {
+    /// Asks the agent for a run; gives the time before it was asked.
+    pub fn ask_for_run(&self, job: &str) -> u64 {
+        let before = blockferry::attempt::now_ms();
         ask(&self.shelf(), &Question::Run { job: job.to_owned() }).expect("an answer").expect("an agent");
+        before
     }
 
     /// Waits until this is so.
@@ -154,8 +157,13 @@ impl Keeper {
     /// Waits for a run of the job that began after now and left all its replicas current.
     #[track_caller]
     pub fn wait_current(&self, job: &str) {
-        let now = blockferry::attempt::now_ms();
-        self.wait(&format!("{job} is current"), || self.book(job).last_success_ms.is_some_and(|success| success >= now));
+        self.wait_current_since(job, blockferry::attempt::now_ms());
+    }
+
+    /// The same of a run that began at this time or later.
+    #[track_caller]
+    pub fn wait_current_since(&self, job: &str, since_ms: u64) {
+        self.wait(&format!("{job} is current"), || self.book(job).last_success_ms.is_some_and(|success| success >= since_ms));
     }
 }
 
