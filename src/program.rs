@@ -68,7 +68,8 @@ impl<'a> Call<'a> {
         let args: Vec<_> = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
         let words = std::iter::once(program.as_os_str()).chain(args.iter().map(|arg| arg.as_os_str())).map(|word| word.to_string_lossy());
         let line = shell_words::join(words);
-        let expression = duct::cmd(program, args).unchecked().before_spawn(|command| {
+        // As a word and not as a path, which duct would take for one of the working folder: PATH is searched.
+        let expression = duct::cmd(program.as_os_str(), args).unchecked().before_spawn(|command| {
             command.process_group(0);
             Ok(())
         });
@@ -339,6 +340,12 @@ mod tests {
         assert_eq!((ended.output.as_slice(), ended.errors.as_slice()), (&b"got this\n"[..], &b"so\n"[..]));
         assert!(matches!(ended.how, How::Exited(status) if status.code() == Some(3)) && !ended.success());
         assert_eq!(ended.words(), "so");
+    }
+
+    #[test]
+    fn a_bare_name_is_looked_for_where_programs_are() {
+        assert!(Call::new(Path::new("true"), [""; 0], LONG, 4096).run().unwrap().success());
+        assert!(Call::new(Path::new("no-such-program-anywhere"), [""; 0], LONG, 4096).run().is_err());
     }
 
     #[test]

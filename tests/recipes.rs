@@ -14,6 +14,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const PAGE: &str = include_str!("../docs/OPERATING.md");
+
+/// What comes behind the first section, which a case of vm-tests types as a whole.
+fn recipes() -> &'static str {
+    let at = PAGE.find("## A first copy").expect("the page has its recipes");
+    &PAGE[at..]
+}
 const BYTES: usize = 1 << 20;
 
 /// Two hosts in one folder: what the page types on either finds its program, its state and its places.
@@ -37,7 +43,7 @@ impl Stage {
     /// The line of the page that begins with `begins` and has `within` in it, with other words put in.
     #[track_caller]
     fn line(&self, begins: &str, within: &str, instead: &[(&str, &str)]) -> String {
-        let mut found = PAGE.lines().filter(|line| line.starts_with(begins) && line.contains(within));
+        let mut found = recipes().lines().filter(|line| line.starts_with(begins) && line.contains(within));
         let line = found.next().unwrap_or_else(|| panic!("docs/OPERATING.md has no line `{begins}…{within}…`"));
         instead.iter().fold(line.to_owned(), |line, (word, other)| {
             assert!(line.contains(word), "docs/OPERATING.md has no {word} in `{line}`");
