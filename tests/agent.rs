@@ -4,15 +4,19 @@
 
 #[path = "rig/keeper.rs"]
 mod keeper;
+#[path = "rig/loops.rs"]
+mod loops;
 #[path = "rig/receiver.rs"]
 mod receiver;
 
 use blockferry::agent::book::JobBook;
 use blockferry::state::{HostFiles, Side, SourceRecord};
 use keeper::{Keeper, edit};
+use loops::Loop;
 use nix::sys::signal::Signal;
 use receiver::Receiver;
 use std::fs;
+use std::io::{Seek, SeekFrom};
 use std::net::TcpListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -45,7 +49,7 @@ impl Dice {
 
     /// Writes something somewhere.
     fn change(&mut self, volume: &Path) {
-        let blocks = fs::metadata(volume).expect("a volume").len() / 4096;
+        let blocks = fs::File::open(volume).and_then(|mut file| file.seek(SeekFrom::End(0))).expect("a volume") / 4096;
         let (at, bytes) = (self.roll(blocks) * 4096, self.noise(4096));
         edit(volume, at, &bytes);
     }
@@ -66,7 +70,8 @@ fn pairs(keeper: &Keeper, source: &str) -> (usize, u64) {
     let state = &keeper.host.state;
     let all = state.relationships(Side::Sources).expect("pairs");
     let load = |pair| SourceRecord::load(&HostFiles::new(&state.folder(Side::Sources, pair))).ok().flatten();
-    let found = all.iter().filter_map(load).find(|record| record.source.path == keeper.path(source)).map_or(0, |record| record.generation);
+    let path = fs::canonicalize(keeper.path(source)).expect("a volume");
+    let found = all.iter().filter_map(load).find(|record| record.source.path == path).map_or(0, |record| record.generation);
     (all.len(), found)
 }
 
@@ -77,8 +82,17 @@ fn a_life_with_two_receivers_three_volumes_and_accidents() {
     let entry = keeper.host.entry("prod1", "*", BOTH);
     let one = Receiver::start(&["a", "b", "c"], &entry);
     let mut two = Receiver::start(&["a", "b"], &entry);
+    // Real block devices where that is possible: each volume is a link to its loop device.
+    let devices = loops::is_root("a_life_with_two_receivers_three_volumes_and_accidents");
+    let mut attached = Vec::new();
     for (name, mib) in [("a", 1), ("b", 2), ("c", 3)] {
-        fs::write(keeper.path(name), dice.noise(mib << 20)).unwrap();
+        let image = keeper.path(&if devices { format!("{name}.img") } else { name.to_owned() });
+        fs::write(&image, dice.noise(mib << 20)).unwrap();
+        if devices {
+            let device = Loop::over(&image, 512);
+            std::os::unix::fs::symlink(&device.0, keeper.path(name)).unwrap();
+            attached.push(device);
+        }
     }
     let receivers = [QUICK.to_owned(), Keeper::receiver("one", &one), Keeper::receiver("two", &two)].concat();
     let pair = keeper.job("pair", &["one", "two"], &["a", "b"], "every = \"1s\"");
@@ -105,6 +119,8 @@ fn a_life_with_two_receivers_three_volumes_and_accidents() {
 
     // One receiver goes away: the other goes on, the failure is counted and has its code.
     assert_eq!(two.stop(), Some(0));
+    // While nothing is written, nobody has to be reached.
+    dice.change(&keeper.path("a"));
     keeper.wait("the job has failed three times", || keeper.book("pair").failures >= 3);
     let book = keeper.book("pair");
     assert_eq!((failing_exit(&book, "one"), failing_exit(&book, "two")), (None, Some(4)));
