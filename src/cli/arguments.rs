@@ -289,7 +289,7 @@ pub struct PassOptions {
     /// auto, none or a zstd level (-7 to 19); what does not shrink is stored [default: none between two local places, else auto]
     #[arg(long, value_name = "HOW", allow_hyphen_values = true)]
     pub compress: Option<Compress>,
-    /// Threads that read, compare and compress side by side: auto or a number from 1 to 16 [auto: one for each core, at most 4, where blocks are compressed, else 1]
+    /// Threads that read, compare and compress side by side: auto or a number from 1 to 16 [auto: one for every two cores, at most 4, where blocks are compressed, else 1]
     #[arg(long, value_name = "N", default_value_t = Shards::Auto)]
     pub shards: Shards,
     /// Digest of a new pair: xxh3 with a random secret, or blake3

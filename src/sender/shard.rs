@@ -33,7 +33,7 @@ const MARK_BYTES: u64 = 64 << 20;
 /// How many shards a pass has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Shards {
-    /// As many as pay: one for each core where blocks are packed, one where they travel as they are, since reading and
+    /// As many as pay: one for every two cores where blocks are packed, one where they travel as they are, since reading and
     /// hashing are as fast as a disk already.
     #[default]
     Auto,
@@ -47,7 +47,8 @@ impl Shards {
         match self {
             Shards::Count(count) => count.get(),
             Shards::Auto if compress == Compress::None => 1,
-            Shards::Auto => std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(SHARDS_AUTO_MAX),
+            // On two cores the second shard takes what the wire, the receiver beside it or the source's own users need.
+            Shards::Auto => (std::thread::available_parallelism().map_or(1, NonZeroUsize::get) / 2).clamp(1, SHARDS_AUTO_MAX),
         }
     }
 }
