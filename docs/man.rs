@@ -20,7 +20,10 @@ Done; also when nothing had changed.
 A failure without a number of its own.
 .TP
 2
-Wrong usage.
+Wrong usage or configuration.
+.TP
+3
+Some transfers of a job failed; the others are committed.
 .TP
 4
 Transient: the network, or a peer that is busy or was stopped. Trying again may help.
@@ -36,6 +39,9 @@ Differences were found by \fBverify\fR or \fBmanifest check\fR.
 .TP
 8
 Refused by a guard, a permission, an identity or a version.
+.TP
+9
+The source's snapshot could not be made, overflowed or was lost.
 .TP
 10
 The replica or its journal: I/O error or no space.
