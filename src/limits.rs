@@ -28,7 +28,7 @@ pub const VOLUME_EXTENTS_MAX: u64 = 1 << 36;
 pub const SECTOR_BYTES: u64 = 512;
 
 /// Reads in flight on the source: full speed of the measured disks from 1 MiB x 2 on; more hides a network's latency.
-pub const READ_DEPTH: usize = 6;
+pub const READ_DEPTH: usize = 4;
 /// Chunks that are kept for slower readers of one snapshot: what two receivers drift apart in a second or so, in 24 MiB.
 pub const SHARED_WINDOW: usize = 24;
 /// How long a reader waits for slower ones of the same snapshot all in all, beside a tenth of its time: a second read
@@ -90,7 +90,7 @@ pub const SAMPLE_RANGES_MAX: usize = 65536;
 /// Bytes of one outgoing or incoming transport buffer: one largest frame must fit.
 pub const TRANSPORT_BUFFER_BYTES: usize = 1 << 20;
 /// Outgoing buffers on their way before the sender has to wait.
-pub const TRANSPORT_BUFFERS: usize = 3;
+pub const TRANSPORT_BUFFERS: usize = 2;
 
 /// Bytes of one write onto a stream: a whole buffer, which the kernel sends while we work. That a slow link moves
 /// it is not seen here; the peer tells of it.
