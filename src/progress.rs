@@ -90,4 +90,10 @@ impl Progress {
     pub fn stopped(&self) -> bool {
         self.stop.load(Relaxed)
     }
+
+    /// An error where somebody asked for an end. A transport looks at the flag only while it waits, so whoever takes frames
+    /// that never cease asks here between two of them.
+    pub fn stop_if_asked(&self) -> Result<()> {
+        if self.stopped() { Err(crate::transport::stream::interrupted()) } else { Ok(()) }
+    }
 }

@@ -56,6 +56,43 @@ fn a_mounted_device_is_refused_under_every_name() {
     RawDisk::open(&device.0, Access::Read, Choice::Auto).unwrap();
 }
 
+/// After a reboot a name may be another device's: what a receiver does without its sender finds the replica where it is
+/// today, and leaves alone what has its old name.
+#[test]
+fn a_replica_whose_device_has_another_name_today_is_found_there() {
+    if !is_root("loop devices") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let program = |arguments: &[&str]| {
+        let state = folder.path().join("state");
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_blockferry"));
+        let output = command.arg("--state-dir").arg(state).args(arguments).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        (output.status.code(), said)
+    };
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    let source = blank(folder.path(), "source");
+    fs::write(&source, vec![7; 16 << 20]).unwrap();
+    let (replica, other) = (blank(folder.path(), "replica"), blank(folder.path(), "other"));
+    let old = Loop::over(&replica, 512);
+    let old_name = text(&old.0);
+    let (code, said) = program(&["clone", "--snapshot=never", &text(&source), &old_name]);
+    assert_eq!(code, Some(0), "{said}");
+    drop(old);
+    // The kernel gives the lowest free number: the other has the old name, or the test says nothing.
+    let taken = Loop::over(&other, 512);
+    if text(&taken.0) != old_name {
+        eprintln!("another test took {old_name} meanwhile");
+        return;
+    }
+    let today = Loop::over(&replica, 512);
+    let (code, said) = program(&["promote", &old_name]);
+    assert!(code == Some(8) && said.contains("is not the device that was paired"), "{code:?} {said}");
+    let (code, said) = program(&["promote", &text(&today.0)]);
+    assert!(code == Some(0) && said.contains(&text(&today.0)), "{code:?} {said}");
+}
+
 #[test]
 fn a_file_under_a_loop_device_is_refused_and_the_device_is_free() {
     if !is_root("loop devices") {

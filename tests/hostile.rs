@@ -533,6 +533,35 @@ fn who_loses_its_rights_loses_its_session_and_nobody_else_does() {
     assert!(third.hear().unwrap_err().chain().contains("but 1 comes next"));
 }
 
+/// A session is looked at between two frames, not only while it waits for one.
+#[test]
+fn a_session_that_never_pauses_ends_with_its_rights() {
+    let talker = Agent::new();
+    let receiver = Receiver::start(&["a"], "");
+    let invited = receiver.run(&["pair", "invite", "--replica", "*", "--address", &receiver.address]);
+    let token = String::from_utf8(invited.stdout).unwrap().trim().to_owned();
+    assert_eq!(end(&talker.run(&["pair", "accept", &token, "--name", "talker"])).0, Some(0));
+    let mut wire = wire(&talker, &receiver);
+    introduce(&mut wire, &hello("a")).unwrap();
+    wire.say(&Message::Begin(Begin { generation: 1, source_time_ms: 1 })).unwrap();
+    let until = Instant::now() + Duration::from_secs(30);
+    std::thread::scope(|scope| {
+        let talking = scope.spawn(|| {
+            let mut mark = 0;
+            while Instant::now() < until && wire.say(&Message::Mark(mark)).is_ok() {
+                mark += 1;
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            mark
+        });
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(end(&receiver.run(&["pair", "revoke", "talker"])).0, Some(0));
+        receiver.wait_for("talker may not do this any more");
+        assert!(talking.join().unwrap() > 100, "it talked all the time");
+    });
+    assert!(Instant::now() < until, "its connection was closed");
+}
+
 #[test]
 fn a_crowd_of_strangers_fills_no_log() {
     let (agent, stranger) = (Agent::new(), Agent::new());

@@ -5,7 +5,7 @@ use super::place::absolute;
 use crate::disk::identity::{self, Identity};
 use crate::disk::raw::{Access, RawDisk};
 use crate::disk::{Disk, guard, readonly};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::format::stream::{Hello, Purpose};
 use crate::limits::REPLICA_WAIT;
 use crate::log;
@@ -151,11 +151,13 @@ impl Replicas for HostReplicas {
         let replicate = hello.purpose == Purpose::Replicate;
         let identity = path.exists().then(|| identity::of(&path)).transpose()?;
         let mut lock = None;
-        if folder.join(RECORD).exists() {
+        let remembered = folder.join(RECORD);
+        if remembered.try_exists().context(Kind::Storage, || format!("look for {}", remembered.display()))? {
             lock = Some(Lock::take(&folder, &format!("the replica {}", path.display()))?);
         }
         let files = HostFiles::new(&folder);
         let mut record = ReplicaRecord::load(&files)?;
+        let mut made = replicate && record.is_none();
         if identity.is_none() {
             check_makeable(&path)?;
         }
@@ -167,7 +169,7 @@ impl Replicas for HostReplicas {
             if let Some(old) = record.as_ref().filter(|record| replicate && hello.overwrite && record.target.stable != identity.stable) {
                 check_not_promoted(old)?;
                 forget(&files)?;
-                record = None;
+                (record, made) = (None, true);
             }
             match &record {
                 Some(record) => check_identity(record, identity)?,
@@ -179,6 +181,7 @@ impl Replicas for HostReplicas {
         if let (true, None, Some(old)) = (replicate && hello.overwrite, &identity, record.filter(|record| !record.target.is_device)) {
             check_not_promoted(&old)?;
             forget(&files)?;
+            made = true;
         }
         if replicate && lock.is_none() {
             self.state.files(Side::Replicas, &hello.relationship)?;
@@ -196,42 +199,75 @@ impl Replicas for HostReplicas {
             guarded: self.readonly,
             lifts: self.readonly,
             choice: self.choice,
-            made: replicate,
+            made,
             _lock: lock,
         }))
     }
 }
 
-/// The site of a replica whose record is in this state directory, found by its path or relationship: for
-/// what the receiver does without a sender.
+/// The site of a replica whose record is in this state directory, found by its device, path or relationship: for what the
+/// receiver does without a sender. A device is opened where it is today, and never under a name that is another's by now.
 pub fn find_replica(state: &StateDir, name: &str, choice: Choice) -> Result<(Box<dyn Site>, ReplicaRecord)> {
     let identity = identity::of(Path::new(name)).ok();
-    for relationship in state.relationships(Side::Replicas)? {
-        let folder = state.folder(Side::Replicas, &relationship);
-        let Some(record) = ReplicaRecord::load(&HostFiles::new(&folder))? else { continue };
-        let by_identity = identity.as_ref().is_some_and(|identity| identity.stable == record.target.stable);
-        if by_identity || name.parse() == Ok(relationship) || record.target.path == Path::new(name) {
-            let lock = Lock::take(&folder, &format!("the replica {}", record.target.path.display()))?;
-            let path = record.target.path.clone();
-            let site = HostSite {
-                name: path.display().to_string(),
-                path,
-                files: HostFiles::new(&folder),
-                state: state.clone(),
-                // Without a sender a journal is completed or removed where it lies, and none is made.
-                journals: Journals::default(),
-                apply: Apply::Auto,
-                // A device that refuses writes takes them while what a crash left is completed, and refuses them again.
-                guarded: false,
-                lifts: true,
-                choice,
-                made: false,
-                _lock: Some(lock),
-            };
-            return Ok((Box::new(site), record));
+    let unknown = || {
+        Error::new(Kind::Usage, format!("{name} is no replica that {} knows of: `blockferry status` lists them", state.path().display()))
+    };
+    let relationship = relationship_named(state, name, identity.as_ref())?.ok_or_else(unknown)?;
+    let folder = state.folder(Side::Replicas, &relationship);
+    let lock = Lock::take(&folder, &format!("the replica {name}"))?;
+    // Who had the lock until now may have committed: what was read without it is old.
+    let record = ReplicaRecord::load(&HostFiles::new(&folder))?.ok_or_else(unknown)?;
+    let path = match identity {
+        Some(found) if found.stable == record.target.stable => found.path,
+        _ => record.target.path.clone(),
+    };
+    if path.try_exists().context(Kind::Storage, || format!("look for {}", path.display()))? {
+        let found = identity::of(&path)?;
+        // An image file that was put back from a backup is another file in the same place.
+        if found.is_device || record.target.is_device {
+            check_identity(&record, &found)?;
         }
     }
-    Err(Error::new(Kind::Usage, format!("{name} is no replica that {} knows of: `blockferry status` lists them", state.path().display())))
+    let site = HostSite {
+        name: path.display().to_string(),
+        path,
+        files: HostFiles::new(&folder),
+        state: state.clone(),
+        // Without a sender a journal is completed or removed where it lies, and none is made.
+        journals: Journals::default(),
+        apply: Apply::Auto,
+        // A device that refuses writes takes them while what a crash left is completed, and refuses them again.
+        guarded: false,
+        lifts: true,
+        choice,
+        made: false,
+        _lock: Some(lock),
+    };
+    Ok((Box::new(site), record))
+}
+
+/// Which replica is meant: the one on this device, before one that is called so. A record that cannot be read hides none
+/// of the others.
+fn relationship_named(state: &StateDir, name: &str, identity: Option<&Identity>) -> Result<Option<uuid::Uuid>> {
+    let (mut called, mut unreadable) = (None, None);
+    for relationship in state.relationships(Side::Replicas)? {
+        match ReplicaRecord::load(&HostFiles::new(&state.folder(Side::Replicas, &relationship))) {
+            Ok(Some(record)) => {
+                if identity.is_some_and(|identity| identity.stable == record.target.stable) {
+                    return Ok(Some(relationship));
+                }
+                if name.parse() == Ok(relationship) || record.target.path == Path::new(name) {
+                    called = called.or(Some(relationship));
+                }
+            }
+            Ok(None) => {}
+            Err(error) => unreadable = unreadable.or(Some(error)),
+        }
+    }
+    match (called, unreadable) {
+        (None, Some(error)) => Err(error),
+        (called, _) => Ok(called),
+    }
 }
 
 /// A path on this host with its folder of files.
@@ -254,7 +290,7 @@ struct HostSite {
 
 impl Drop for HostSite {
     fn drop(&mut self) {
-        if self.made && !self.files.folder().join(RECORD).exists() {
+        if self.made && matches!(self.files.folder().join(RECORD).try_exists(), Ok(false)) {
             let _ = std::fs::remove_dir_all(self.files.folder());
         }
         // Without a record the device is nobody's replica, and not ours to guard.
@@ -319,7 +355,7 @@ impl Site for HostSite {
 
     fn open_journal(&self) -> Result<Option<Box<dyn Disk>>> {
         let path = journals::place(self.files.folder());
-        if !path.exists() {
+        if !path.try_exists().context(Kind::Storage, || format!("look for the journal {}", path.display()))? {
             return Ok(None);
         }
         Ok(Some(Box::new(RawDisk::open(&path, Access::Write, self.choice)?)))

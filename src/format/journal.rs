@@ -117,9 +117,10 @@ pub enum Item {
     Padding,
 }
 
-/// Looks at the bytes at a position. `None`: too few to tell. An error: damage, or the torn tail.
+/// Looks at the bytes at a position. `None`: too few to tell. An error: damage, or the torn tail. A frame begins with its
+/// mark, so that one zero tells padding; there may be no more of it than one, before the next frame.
 pub fn item(bytes: &[u8]) -> Result<Option<Item>> {
-    if bytes.len() >= 4 && bytes[..4] == [0; 4] {
+    if bytes.first() == Some(&0) {
         return Ok(Some(Item::Padding));
     }
     Ok(stream::header(bytes)?.map(Item::Frame))

@@ -37,6 +37,8 @@ struct Intake {
     flushed: Instant,
     /// How long the journal may become before room is asked for again.
     journal_may_reach: u64,
+    /// Direct mode: the draft may say more than was written. Such a draft is never made durable.
+    ahead: bool,
 }
 
 impl Intake {
@@ -141,6 +143,7 @@ impl Session<'_> {
             unflushed: 0,
             flushed: Instant::now(),
             journal_may_reach: 0,
+            ahead: false,
         };
         let taken = self.take_frames(&mut intake, &mut record, &begin);
         if let Err(error) = &taken
@@ -148,6 +151,9 @@ impl Session<'_> {
         {
             // Whatever cut the stream, what came is made durable for the next run. Where that fails too,
             // less is kept; the first error is the one to report.
+            if intake.ahead {
+                intake.draft = None;
+            }
             let _ = self.checkpoint(&mut intake);
         }
         taken
@@ -155,6 +161,7 @@ impl Session<'_> {
 
     fn take_frames(&mut self, intake: &mut Intake, record: &mut ReplicaRecord, begin: &Begin) -> Result<Received> {
         loop {
+            self.progress.stop_if_asked()?;
             let Some(header) = self.wire.next_frame()? else { return Err(self.cut()) };
             match header.kind {
                 FrameKind::Data => self.take_data(intake, record, &header)?,
@@ -191,7 +198,9 @@ impl Session<'_> {
         let direct = self.mode == Mode::Direct;
         self.progress.changed_bytes.fetch_add(data.plain_bytes as u64, Relaxed);
         intake.came.0 += data.plain_bytes as u64;
+        let ahead = &mut intake.ahead;
         let proven = intake.prover.unpack(&data, room.bytes()).and_then(|()| {
+            *ahead = direct;
             let unproven = intake.prover.prove(&data, &room.bytes()[..data.plain_bytes], target, draft, !direct)?;
             if direct && unproven.is_empty() {
                 give_up_generation(&*self.site, record)?;
@@ -208,11 +217,12 @@ impl Session<'_> {
             }
         };
         if !unproven.is_empty() {
+            intake.ahead = false;
             target.put(room);
             // The frame as a whole is refused, so that what is kept is proven to the last block.
             intake.healed.extend(unproven.iter().map(|extent| extent.0));
             intake.unproven.extend(data.lines().map(|line| line.extent.0));
-            if intake.unproven.len() > NEED_EXTENTS_MAX {
+            if intake.unproven.len() > NEED_EXTENTS_MAX || intake.healed.len() > NEED_EXTENTS_MAX {
                 let message = format!(
                     "{} differs from its manifest in too many places: run again with --resync, which reads it anew and sends what differs",
                     target.name()
@@ -227,6 +237,7 @@ impl Session<'_> {
         if direct {
             intake.unflushed += data.plain_bytes as u64;
             target.write(room, data.plain_bytes, device_runs(&data, &self.geometry))?;
+            intake.ahead = false;
         } else {
             target.put(room);
             let frame = self.wire.bytes(header);
@@ -239,12 +250,14 @@ impl Session<'_> {
         let extents = checked_range(&self.geometry, first, count)?;
         intake.came.1 += count;
         let draft = intake.draft.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the draft is gone"))?;
+        intake.ahead = self.mode == Mode::Direct;
         draft.set_zeros(extents.clone())?;
         if self.mode == Mode::Direct {
             let target = self.target.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the replica's device is not open"))?;
             give_up_generation(&*self.site, record)?;
             draft.forget_zeroed(extents.clone())?;
             target.zero(extents, self.wire)?;
+            intake.ahead = false;
         } else {
             let frame = self.wire.bytes(header);
             intake.keep(&*self.site, record, header, frame)?;

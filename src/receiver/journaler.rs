@@ -287,6 +287,7 @@ mod tests {
     use crate::digest::{Algorithm, Digest};
     use crate::disk::ram::RamDisk;
     use crate::extent::Geometry;
+    use crate::format::stream::Refusal;
     use uuid::Uuid;
 
     fn belongs() -> Belongs {
@@ -327,6 +328,53 @@ mod tests {
             walk.done(&header);
         }
         assert_eq!(next, 40_000);
+    }
+
+    /// A frame of so many bytes, which no Zero frame has.
+    fn long_frame(bytes: usize) -> Vec<u8> {
+        (0..bytes)
+            .rev()
+            .map(|text| stream::encode(&Message::Abort(Refusal { kind: Kind::Failed, message: "x".repeat(text) })))
+            .find(|frame| frame.len() == bytes)
+            .unwrap()
+    }
+
+    /// Frames have any length, so a checkpoint may leave a single byte to the next 4 KiB.
+    #[test]
+    fn padding_of_every_length_is_told_from_a_frame() {
+        for left in (0..8).chain([31, 32, 33]) {
+            let mut journal = Journaler::create(Box::new(RamDisk::new("journal", Vec::new())), &belongs()).unwrap();
+            let frame = long_frame(ALIGN_BYTES - left);
+            let mut kinds = Vec::new();
+            for round in 0..3 {
+                journal.append(&stream::header(&frame).unwrap().unwrap(), &frame).unwrap();
+                journal.checkpoint().unwrap();
+                zeros(&mut journal, 0..1);
+                kinds.extend([FrameKind::Abort, FrameKind::Zero]);
+                if round == 1 {
+                    // A cut behind the long frame, and a run that goes on from there.
+                    let mut disk = journal.disk;
+                    disk.resize((ALIGN_BYTES * 4 - left) as u64).unwrap();
+                    let (_, mut walk) = Walk::open(disk).unwrap();
+                    while let Some(header) = walk.next_frame().unwrap() {
+                        walk.done(&header);
+                    }
+                    let (end, chain) = (walk.end(), walk.chain());
+                    journal = Journaler::resume(walk.into_disk(), end, chain).unwrap();
+                    kinds.pop();
+                }
+                journal.checkpoint().unwrap();
+            }
+            let seal = Seal { generation: 2, root: Digest([2; 16]), frames: 0, chain: 0, source_time_ms: 0 };
+            kinds.push(FrameKind::Seal);
+            let (_, mut walk) = Walk::open(journal.seal(seal).unwrap()).unwrap();
+            let mut seen = Vec::new();
+            while let Some(header) = walk.next_frame().unwrap() {
+                seen.push(header.kind);
+                walk.done(&header);
+            }
+            assert_eq!(seen, kinds, "{left} bytes of padding");
+        }
     }
 
     fn zeros(journal: &mut Journaler, extents: std::ops::Range<u64>) {

@@ -152,6 +152,7 @@ impl<'a> Session<'a> {
         self.wire.say(&Message::HaveEnd)?;
         let mut parts = None;
         loop {
+            self.progress.stop_if_asked()?;
             match self.wire.hear()? {
                 Message::Part(ranges) => survey::add_parts(parts.get_or_insert_default(), ranges, &self.geometry)?,
                 Message::Survey => break,
@@ -165,6 +166,7 @@ impl<'a> Session<'a> {
         self.wire.flush()?;
         // The sender compares now; it closes when it is done.
         while let Some(header) = self.wire.next_frame()? {
+            self.progress.stop_if_asked()?;
             self.wire.done(&header);
         }
         Ok(self.received(None, None))
@@ -211,6 +213,7 @@ impl<'a> Session<'a> {
     /// Waits for what the sender makes of it: a survey first, or the pass, or nothing at all (a plan).
     fn listen(mut self, mut held: Held) -> Result<Received> {
         loop {
+            self.progress.stop_if_asked()?;
             let Some(header) = self.wire.next_frame()? else {
                 return if self.mode == Mode::Nothing { Ok(self.received(None, None)) } else { Err(self.cut()) };
             };

@@ -55,9 +55,7 @@ fn hash_parts(
     let mut blocks = Vec::new();
     let mut done = 0;
     while let Some(piece) = scan.next_piece()? {
-        if progress.stopped() {
-            return Err(crate::transport::stream::interrupted());
-        }
+        progress.stop_if_asked()?;
         match piece {
             Piece::Hole(extents) => {
                 done += geometry.bytes_range(extents.clone()).end - geometry.bytes_range(extents.clone()).start;

@@ -41,7 +41,7 @@ impl<'a> Framer<'a> {
 
     /// An error where somebody asked for an end.
     pub fn stop_if_asked(&self) -> Result<()> {
-        super::stop_if_asked(self.progress)
+        self.progress.stop_if_asked()
     }
 
     /// The outlet, for other frames.

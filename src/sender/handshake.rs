@@ -9,9 +9,9 @@ use crate::error::{Error, Kind, Result};
 use crate::extent::{ExtentIndex, Geometry};
 use crate::format::manifest::About;
 use crate::format::stream::{Baseline, Frame, Have, Hello, Message, Offer, PARTS_SINCE, Purpose, Welcome};
-use crate::limits::PART_RANGES_MAX;
+use crate::limits::{PART_RANGES_MAX, SEED_SAMPLES};
 use crate::part::bytes_of;
-use crate::progress::Phase;
+use crate::progress::{Phase, Progress};
 use crate::state::manifest::{self, Damage, Manifest};
 use crate::state::{Files, MANIFEST, SourceRecord};
 use crate::transport::Wire;
@@ -68,6 +68,9 @@ pub fn shake_hands(pass: &mut Pass<'_>, wire: &mut Wire, geometry: Geometry, has
     let mut samples = Vec::new();
     let mut sink = |agreed: &mut Agreed, have: &Have<'_>| match agreed.welcome.offer {
         Offer::Samples => {
+            if samples.len() + have.entries.len() / have.entry_bytes > SEED_SAMPLES {
+                return Err(Error::malformed(format!("the receiver samples more than {SEED_SAMPLES} extents")));
+            }
             samples.extend(have.entries.chunks_exact(have.entry_bytes).enumerate().map(|(at, entry)| {
                 let mut digest = Digest::UNKNOWN;
                 digest.0.copy_from_slice(&entry[..16]);
@@ -77,7 +80,7 @@ pub fn shake_hands(pass: &mut Pass<'_>, wire: &mut Wire, geometry: Geometry, has
         }
         _ => agreed.have.list(pass.files, &about, have),
     };
-    hear_list(wire, pass.files, &mut agreed, &mut sink)?;
+    hear_list(wire, pass.files, pass.progress, &mut agreed, &mut sink)?;
     let survey = match agreed.welcome.offer {
         Offer::Nothing => false,
         Offer::Listing => !agreed.uses_base,
@@ -88,7 +91,7 @@ pub fn shake_hands(pass: &mut Pass<'_>, wire: &mut Wire, geometry: Geometry, has
         ask(wire, version, agreed.parts.as_deref())?;
         let mut listed = 0;
         let progress = pass.progress;
-        hear_list(wire, pass.files, &mut agreed, &mut |agreed, have| {
+        hear_list(wire, pass.files, progress, &mut agreed, &mut |agreed, have| {
             let upto = match agreed.parts {
                 None => geometry.bytes_range(0..have.first_extent.saturating_add(1).min(geometry.extents())).end,
                 Some(_) => listed,
@@ -190,8 +193,9 @@ fn adopt_unacknowledged(pass: &mut Pass<'_>, agreed: &mut Agreed, hasher: &Hashe
 type Sink<'a> = dyn FnMut(&mut Agreed, &Have<'_>) -> Result<()> + 'a;
 
 /// Takes Have frames up to the end of the list.
-fn hear_list(wire: &mut Wire, files: &dyn Files, agreed: &mut Agreed, sink: &mut Sink<'_>) -> Result<()> {
+fn hear_list(wire: &mut Wire, files: &dyn Files, progress: &Progress, agreed: &mut Agreed, sink: &mut Sink<'_>) -> Result<()> {
     loop {
+        progress.stop_if_asked()?;
         let Some(header) = wire.next_frame()? else {
             return Err(Error::new(Kind::Transient, format!("{} closed the connection", wire.peer())));
         };

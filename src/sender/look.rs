@@ -5,7 +5,7 @@ use super::comparer::{Verdict, compare};
 use super::framer::single;
 use super::handshake::Agreed;
 use super::hasher::{HashedChunk, HashedExtent, Names};
-use super::{Outcome, Pass, Watch, at_the_source, stop_if_asked};
+use super::{Outcome, Pass, Watch, at_the_source};
 use crate::digest::{Digest, Hasher};
 use crate::disk::scan::{Piece, Scan};
 use crate::error::Result;
@@ -32,7 +32,7 @@ pub fn look(pass: &mut Pass<'_>, wire: &mut Wire, agreed: &mut Agreed, geometry:
     let mut bitmap = Vec::new();
     let mut ranges = Vec::new();
     while let Some(piece) = scan.next_piece().map_err(at_the_source)? {
-        stop_if_asked(pass.progress)?;
+        pass.progress.stop_if_asked()?;
         (pass.watch)(Watch::Reading)?;
         wire.worked(piece.bytes(&geometry))?;
         done += piece.bytes(&geometry);

@@ -307,7 +307,3 @@ fn at_the_source(cause: Error) -> Error {
         _ => cause,
     }
 }
-
-fn stop_if_asked(progress: &Progress) -> Result<()> {
-    if progress.stopped() { Err(crate::transport::stream::interrupted()) } else { Ok(()) }
-}

@@ -81,6 +81,7 @@ fn run(scrub: &mut Scrub<'_>, wire: &mut Wire) -> Result<Outcome> {
         geometry,
     };
     while listing.hear(wire, &mut base)? {
+        scrub.progress.stop_if_asked()?;
         scrub.progress.scanned_bytes.store(listing.bytes, Relaxed);
     }
     if let Some(range) = listing.expected.front() {

@@ -6,12 +6,12 @@
 //! side by side. Nothing of it is seen by the receiver but the order of frames, which says nothing. The first error of
 //! a shard ends the others at their next chunk.
 
+use super::at_the_source;
 use super::bookmark::HaveView;
 use super::comparer::{Verdict, compare};
 use super::framer::{Framer, single};
 use super::hasher::{HashedChunk, HashedExtent, Names};
 use super::packer::Compress;
-use super::{at_the_source, stop_if_asked};
 use crate::digest::Hasher;
 use crate::disk::scan::{Piece, Scan};
 use crate::error::{Error, Result};
@@ -133,7 +133,7 @@ impl<'a> Line<'a> {
             let asked = Instant::now();
             let Some(piece) = scan.next_piece().map_err(at_the_source)? else { break };
             framer.effort.read(asked.elapsed());
-            stop_if_asked(self.progress)?;
+            self.progress.stop_if_asked()?;
             watch()?;
             let bytes = piece.bytes(&self.geometry);
             framer.outlet().worked(bytes)?;

@@ -155,7 +155,7 @@ impl Daemon {
         let key = OwnKey::new(&keys::own_key(self.state.path())?)?;
         descriptors::allow(&self.config).iter().for_each(log::warning);
         self.config.warnings().iter().for_each(log::warning);
-        recover_all(&self.config, &self.state, self.choice);
+        recover_all(&self.config, &self.state, self.choice, &self.stop);
         for stray in self.config.journals().strays(&self.state).unwrap_or_default() {
             log::warning(format!(
                 "{}: a journal that no replica in {} has: remove it if no other receiver does",
@@ -220,8 +220,10 @@ impl Daemon {
         drop(listeners);
         tell(Milestone::Stopping);
         shared.open.stop_all();
-        for thread in threads {
-            let _ = thread.join();
+        while !threads.is_empty() {
+            tell(Milestone::Stopping);
+            std::thread::sleep(STOP_POLL);
+            threads.retain(|thread| !thread.is_finished());
         }
         Ok(())
     }
@@ -237,8 +239,8 @@ impl Drop for Over<'_> {
 }
 
 /// Completes what a crash left, so that every replica is a whole generation before its source comes back.
-fn recover_all(config: &ReceiverConfig, state: &StateDir, choice: Choice) {
-    for replica in &config.replicas {
+fn recover_all(config: &ReceiverConfig, state: &StateDir, choice: Choice, stop: &AtomicBool) {
+    for replica in config.replicas.iter().take_while(|_| !stop.load(Ordering::Relaxed)) {
         let recover = || -> Result<()> {
             let path = replica.device.path();
             if !path.exists() {

@@ -263,6 +263,20 @@ impl Names {
         }
     }
 
+    /// The same once the handshake is over: both ends spoke TLS, so that what is none now was changed between them, and
+    /// the peer's complaint of it says the same of what went there.
+    fn damage(&self, cause: rustls::Error) -> Error {
+        use AlertDescription::{BadRecordMac, DecodeError, RecordOverflow, UnexpectedMessage};
+        use rustls::Error::{AlertReceived, InappropriateMessage, InvalidMessage, PeerMisbehaved, PeerSentOversizedRecord};
+        let way = match cause {
+            AlertReceived(BadRecordMac | DecodeError | RecordOverflow | UnexpectedMessage) => "went to",
+            InvalidMessage(_) | PeerSentOversizedRecord | PeerMisbehaved(_) | InappropriateMessage { .. } => "came from",
+            other => return self.failure(other),
+        };
+        let message = format!("what {way} {} was changed on its way: connection given up", self.peer);
+        Error::because(Kind::Transient, message, cause)
+    }
+
     fn io(&self, cause: io::Error, limit: Duration) -> Error {
         match cause.kind() {
             io::ErrorKind::TimedOut => Error::new(
@@ -528,7 +542,7 @@ impl Tls {
             let taken = before - sealed.len();
             self.sealed.consume(taken);
             if let Err(cause) = self.connection.process_new_packets() {
-                break Err(self.names.failure(cause));
+                break Err(self.names.damage(cause));
             }
         };
         inbox.give_back(buffer, filled - at);
@@ -776,6 +790,11 @@ mod tests {
         let changed = agent.receive(&mut Inbox::new(4096).unwrap()).unwrap_err();
         assert_eq!(changed.kind(), Kind::Transient);
         assert!(changed.chain().contains("changed on its way"), "{}", changed.chain());
+        // The other end hears a complaint, and is as free to try again.
+        agent.flush().unwrap();
+        let told = receiver.receive(&mut Inbox::new(4096).unwrap()).unwrap_err();
+        assert_eq!(told.kind(), Kind::Transient);
+        assert!(told.chain().contains("went to") && told.chain().contains("changed on its way"), "{}", told.chain());
     }
 
     #[test]

@@ -2,13 +2,13 @@
 
 use super::leftover::{Cure, Leftover, What, leftover, names};
 use super::{Diagnosis, Treatment, lock, treat};
-use crate::attempt::replicas::{check_identity, find_replica};
-use crate::disk::{guard, identity};
+use crate::attempt::replicas::find_replica;
+use crate::disk::guard;
 use crate::error::{Error, Kind, Result};
 use crate::receiver;
 use crate::ring::Choice;
 use crate::state::{HAVE, JOURNAL, NEXT, Side, StateDir, journals};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 /// One half of a relationship.
@@ -47,9 +47,8 @@ impl Ward<'_> {
 
     /// Completes what a crash cut, without the sender (I5). The device must be the one that was paired.
     fn recover(&self) -> Result<()> {
-        let (mut site, record) = find_replica(self.state, &self.relationship.to_string(), self.choice)?;
-        check_identity(&record, &identity::of(&record.target.path)?)?;
-        guard::not_in_use(&record.target.path)?;
+        let (mut site, _) = find_replica(self.state, &self.relationship.to_string(), self.choice)?;
+        guard::not_in_use(Path::new(site.name()))?;
         let disk = site.open_disk(true)?.ok_or_else(|| Error::new(Kind::Refused, format!("{} is gone", site.name())))?;
         receiver::recover(&*site, disk).map(drop)
     }
