@@ -225,7 +225,10 @@ pub const REVOKE_CHECK: Duration = Duration::from_secs(1);
 pub const PAIRING_MESSAGE_BYTES_MAX: usize = 4096;
 /// Time to wait for another process that finds or makes a pair: a few syncs, which a busy disk can hold up.
 pub const PAIR_LOCK_TIMEOUT: Duration = Duration::from_secs(60);
-/// Time to wait for another process that changes the list of paired hosts, or a job's book.
+/// Time to wait for another job that writes its book or the history of runs: a few syncs, which a busy disk can hold up. What a
+/// run came to must not be lost for that.
+pub const BOOK_LOCK_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time to wait for another process that changes the list of paired hosts.
 pub const CHANGE_LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time to wait for another run that makes snapshots in the same volume group: one lvm2 command may take its whole limit.
 pub const GROUP_LOCK_TIMEOUT: Duration = Duration::from_secs(300);
@@ -285,8 +288,8 @@ pub const QUESTION_BYTES_MAX: u64 = 4096;
 pub const ASKERS_MAX: usize = 16;
 /// Time for a question to arrive, and for its answer.
 pub const ASK_TIMEOUT: Duration = Duration::from_secs(5);
-/// How much longer systemd is to wait for an agent that stops, told with each look: a commit takes its time.
-pub const AGENT_STOP_EXTENSION: Duration = Duration::from_secs(60);
+/// How much longer systemd is to wait for an agent or a receiver that stops, told again and again: a commit takes its time.
+pub const STOP_EXTENSION: Duration = Duration::from_secs(60);
 /// Time that a session waits for the one before it to let go of its replica: its source had the answer, and the device
 /// is closed and made to refuse writes behind it.
 pub const REPLICA_WAIT: Duration = Duration::from_secs(1);

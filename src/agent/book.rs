@@ -13,7 +13,7 @@ use super::config::Occasion;
 use super::notify::{Told, Untold};
 use super::outcome::Failure;
 use crate::error::{Context, Error, Kind, Result};
-use crate::limits::CHANGE_LOCK_TIMEOUT;
+use crate::limits::BOOK_LOCK_TIMEOUT;
 use crate::state::{Files, HostFiles, Lock, Side, StateDir};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -247,7 +247,7 @@ impl Shelf {
 
     /// Changes a job's book; durable when this returns. Several processes may do so: each change reads anew.
     pub fn change<T>(&self, job: &str, change: impl FnOnce(&mut JobBook) -> T) -> Result<T> {
-        let _lock = Lock::wait(&self.folder(), "the agent's books", CHANGE_LOCK_TIMEOUT)?;
+        let _lock = Lock::wait(&self.folder(), "the agent's books", BOOK_LOCK_TIMEOUT)?;
         let files = HostFiles::new(&self.state.job(job)?);
         let mut book: JobBook = read(&files, BOOK, |book: &JobBook| book.version)?.unwrap_or_default();
         let result = change(&mut book);

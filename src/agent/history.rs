@@ -11,7 +11,7 @@
 use super::book::Shelf;
 use super::outcome::RunReport;
 use crate::error::{Context, Kind, Result};
-use crate::limits::{CHANGE_LOCK_TIMEOUT, HISTORY_BYTES_MAX};
+use crate::limits::{BOOK_LOCK_TIMEOUT, HISTORY_BYTES_MAX};
 use crate::state::Lock;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
@@ -24,7 +24,7 @@ const HISTORY: &str = "history.jsonl";
 pub fn append(shelf: &Shelf, report: &RunReport) -> Result<()> {
     let path = shelf.folder().join(HISTORY);
     let place = || format!("write {}", path.display());
-    let _lock = Lock::wait(&shelf.folder(), "the history of runs", CHANGE_LOCK_TIMEOUT)?;
+    let _lock = Lock::wait(&shelf.folder(), "the history of runs", BOOK_LOCK_TIMEOUT)?;
     let mut line = serde_json::to_string(report).context(Kind::Failed, place)?;
     line.push('\n');
     append_line(&path, line, HISTORY_BYTES_MAX).context(Kind::Failed, place)

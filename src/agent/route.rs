@@ -7,7 +7,9 @@ use crate::attempt::{self, Errand, Place, Remote};
 use crate::error::{Kind, Result};
 use crate::format::stream::Purpose;
 use crate::sender::Compress;
+use crate::state::pairing::KnownReceiver;
 use crate::state::{SourceRecord, StateDir};
+use crate::transport::tcp;
 use std::collections::BTreeSet;
 
 /// A volume of a job and one of its receivers.
@@ -64,10 +66,16 @@ impl<'a> Route<'a> {
     }
 
     /// Where to, with which key, from which generation: what decides whether a try is the same as the one before.
-    pub fn tried(&self, known: Option<&SourceRecord>) -> String {
+    /// `paired`: the receivers that this host is paired with; to be paired anew is a change, be the key the same or not.
+    pub fn tried(&self, known: Option<&SourceRecord>, paired: &[KnownReceiver]) -> String {
         let pin = match &self.receiver.way {
             Way::Daemon { pin: Some(pin), .. } => format!(" {pin}"),
-            _ => String::new(),
+            Way::Daemon { address, pin: None } => {
+                let address = tcp::with_port(address);
+                let receiver = paired.iter().find(|receiver| receiver.address == address);
+                receiver.map_or_else(String::new, |receiver| format!(" {} since {}", receiver.pin, receiver.paired_ms))
+            }
+            Way::Shell { .. } | Way::Local => String::new(),
         };
         format!("{}{pin} from generation {}", self.place, known.map_or(0, |record| record.generation))
     }
@@ -116,6 +124,7 @@ mod tests {
     use super::super::config::AgentConfig;
     use super::super::outcome::Failure;
     use super::*;
+    use crate::pin::Pin;
 
     const JOB: &str = r#"
         [[receiver]]
@@ -140,7 +149,7 @@ mod tests {
     fn decide(entries: &[(&str, &str, Option<u8>)], cause: Cause) -> String {
         let config = AgentConfig::parse(&[("a.toml".into(), JOB.into())]).unwrap();
         let routes = routes(&config.jobs[0]);
-        let tried: Vec<String> = routes.iter().map(|route| route.tried(None)).collect();
+        let tried: Vec<String> = routes.iter().map(|route| route.tried(None, &[])).collect();
         let mut book = JobBook::default();
         for (volume, receiver, exit) in entries {
             let source = format!("/dev/vg0/{volume}");
@@ -176,10 +185,14 @@ mod tests {
     fn another_key_another_place_or_another_generation_is_another_try() {
         let parse = |text: &str| AgentConfig::parse(&[("a.toml".into(), text.into())]).unwrap();
         let (one, other) = (parse(JOB), parse(&JOB.replace("a.example", "c.example")));
-        let tried = |config: &AgentConfig| routes(&config.jobs[0])[0].tried(None);
+        let tried = |config: &AgentConfig| routes(&config.jobs[0])[0].tried(None, &[]);
         assert_ne!(tried(&one), tried(&other));
+        // Paired anew: the receiver knows this host's key now, which changes nothing here.
+        let paired = |paired_ms| KnownReceiver { address: "a.example:7420".into(), pin: Pin::of(&[1]), paired_ms };
+        let since = |paired: KnownReceiver| routes(&one.jobs[0])[0].tried(None, &[paired]);
+        assert_ne!(since(paired(1)), since(paired(2)));
         let routes = routes(&one.jobs[0]);
-        let now: Vec<String> = routes.iter().map(|route| route.tried(None)).collect();
+        let now: Vec<String> = routes.iter().map(|route| route.tried(None, &[])).collect();
         let book = JobBook { legs: vec![entry("/dev/vg0/data", "a", Some(8), &tried(&other))], ..JobBook::default() };
         assert_eq!(passed_over(&routes, &now, &book, Cause::Schedule)[0], None);
     }

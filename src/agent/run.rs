@@ -27,7 +27,7 @@ use crate::attempt::{device_of, now_ms};
 use crate::error::{Error, Kind, Result};
 use crate::format::stream::Purpose;
 use crate::log;
-use crate::state::SourceRecord;
+use crate::state::{SourceRecord, pairing};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -45,7 +45,7 @@ pub fn run(bench: &Bench, job: &Job, cause: Cause, stop: &Arc<AtomicBool>) -> Re
         (dead, book.clone())
     })?;
     if let Some(dead) = dead {
-        history::append(&bench.shelf, &dead)?;
+        remember(bench, &dead);
     }
     let routes = routes(job);
     let round = Round { bench, job, routes: &routes, run_id: &run_id, purpose: Purpose::Replicate, stop };
@@ -62,12 +62,19 @@ pub fn run(bench: &Bench, job: &Job, cause: Cause, stop: &Arc<AtomicBool>) -> Re
     if let Some(file) = &bench.change_log {
         changes::add_run(file, &report);
     }
-    history::append(&bench.shelf, &report)?;
+    remember(bench, &report);
     // After all that is to be remembered is: a way to tell it may take its time.
     if let Err(error) = notify::deliver(&bench.shelf, job) {
         log::error(format!("tell of job {}: {}", job.name, error.chain()));
     }
     Ok(report)
+}
+
+/// Adds a run to the history, which is for people: where that cannot be written, jobs run all the same.
+fn remember(bench: &Bench, report: &RunReport) {
+    if let Err(error) = history::append(&bench.shelf, report) {
+        log::error(format!("remember run {} of job {}: {}", report.run_id, report.job, error.chain()));
+    }
 }
 
 /// A run under way.
@@ -94,7 +101,8 @@ impl Pass<'_> {
     fn go(&mut self, cause: Cause) -> Result<()> {
         let Round { bench, job, routes, stop, .. } = self.round;
         let known = routes.iter().map(|route| route.known(bench.shelf.state())).collect::<Result<Vec<_>>>()?;
-        self.tried = routes.iter().zip(&known).map(|(route, known)| route.tried(known.as_ref())).collect();
+        let paired = pairing::list(bench.shelf.state().path())?;
+        self.tried = routes.iter().zip(&known).map(|(route, known)| route.tried(known.as_ref(), &paired)).collect();
         let mut due = Vec::new();
         for (route, why) in passed_over(routes, &self.tried, self.book, cause).into_iter().enumerate() {
             match why {

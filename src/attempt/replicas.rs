@@ -12,7 +12,7 @@ use crate::log;
 use crate::receiver::{Apply, Replicas, Site, promotion};
 use crate::ring::Choice;
 use crate::state::journals::{self, Journals, Room};
-use crate::state::{Files, HostFiles, Lock, MANIFEST, NEXT, RECORD, ReplicaRecord, Side, StateDir};
+use crate::state::{Files, HostFiles, Lock, MANIFEST, NEXT, RECORD, ReplicaRecord, Side, SourceRecord, StateDir};
 use std::path::{Path, PathBuf};
 
 /// Targets named by their path: for local clones and for `receiver --stdio`, whose caller already has
@@ -80,6 +80,25 @@ impl HostReplicas {
                 let _lock = Lock::take(files.folder(), &format!("the replica {}", identity.path.display()))?;
                 journals::remove(&files)?;
                 let _ = std::fs::remove_dir_all(files.folder());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl HostReplicas {
+    /// Refuses a target that is replicated from here: the two ends of a pair were swapped, or it becomes the middle of a
+    /// chain, which somebody has to say.
+    fn check_no_source(&self, identity: &Identity) -> Result<()> {
+        for relationship in self.state.relationships(Side::Sources)? {
+            let files = HostFiles::new(&self.state.folder(Side::Sources, &relationship));
+            let Some(record) = SourceRecord::load(&files)? else { continue };
+            if record.source.stable == identity.stable {
+                let (path, target) = (identity.path.display(), &record.target);
+                let message = format!(
+                    "{path} is a source: it is replicated to {target}. Are SRC and DST swapped? --overwrite if its content may be lost"
+                );
+                return Err(Error::new(Kind::Refused, message));
             }
         }
         Ok(())
@@ -173,7 +192,10 @@ impl Replicas for HostReplicas {
             }
             match &record {
                 Some(record) => check_identity(record, identity)?,
-                None if !hello.overwrite => check_first_use(&path, identity, self.choice)?,
+                None if !hello.overwrite => {
+                    self.check_no_source(identity)?;
+                    check_first_use(&path, identity, self.choice)?;
+                }
                 None => {}
             }
         }

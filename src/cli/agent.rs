@@ -6,7 +6,7 @@ use crate::agent::bench::Bench;
 use crate::agent::daemon::{Daemon, Sign};
 use crate::agent::run;
 use crate::error::Result;
-use crate::limits::AGENT_STOP_EXTENSION;
+use crate::limits::STOP_EXTENSION;
 use crate::log;
 use sd_notify::NotifyState;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ pub fn run(common: &Common, option: &AgentConfigOption) -> Result<()> {
             Sign::Alive(words) => {
                 // A commit that is under way may take its time: systemd waits as long as we say so.
                 if stopping {
-                    let _ = sd_notify::notify(false, &[NotifyState::ExtendTimeoutUsec(AGENT_STOP_EXTENSION.as_micros() as u32)]);
+                    let _ = sd_notify::notify(false, &[NotifyState::ExtendTimeoutUsec(STOP_EXTENSION.as_micros() as u32)]);
                 }
                 if words != status {
                     status.clone_from(&words);

@@ -46,8 +46,10 @@ fn hostname() -> String {
 
 fn invite_one(state: &StateDir, config: Option<&ReceiverConfig>, options: &InviteOptions, output: &Output) -> Result<()> {
     let port = config.map(|config| tcp::with_port(&config.listen)).and_then(|listen| Some(listen.rsplit_once(':')?.1.to_owned()));
-    let here = || port.map_or_else(hostname, |port| format!("{}:{port}", hostname()));
-    let address = options.address.clone().unwrap_or_else(here);
+    let mut address = options.address.clone().unwrap_or_else(hostname);
+    if let Some(port) = port {
+        address = tcp::with_default_port(&address, &port);
+    }
     let token = pairing::invite(state, &address, &options.replica, options.expires)?;
     output.line(|| json!({"type": "token", "token": token.write(), "address": token.address, "replica": token.replica, "expires_ms": token.expires_ms}));
     output.text(token.write());

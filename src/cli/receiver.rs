@@ -7,7 +7,7 @@ use super::pair::state_of;
 use super::signals;
 use crate::attempt::{self, HostReplicas};
 use crate::error::{Context, Error, Kind, Result};
-use crate::limits::STALL_TIMEOUT;
+use crate::limits::{STALL_TIMEOUT, STOP_EXTENSION};
 use crate::log;
 use crate::progress::Progress;
 use crate::receiver;
@@ -40,7 +40,8 @@ pub fn run(common: &Common, options: &ReceiverOptions, output: &Output) -> Resul
             Err(_) => notify(&[NotifyState::Reloading]),
         },
         Milestone::Reloaded => notify(&[NotifyState::Ready]),
-        Milestone::Stopping => notify(&[NotifyState::Stopping]),
+        // One that commits is waited for.
+        Milestone::Stopping => notify(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(STOP_EXTENSION.as_micros() as u32)]),
     })
 }
 

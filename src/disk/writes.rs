@@ -8,6 +8,9 @@
 //! loop devices together with the times of their file. An image file has none: what a writer maps into its memory changes
 //! no time that we could go by.
 //!
+//! What is written to a whole disk does not count on its partitions, wherever it lands: a partition's text has its disk's
+//! numbers too. Writes by hand of a DAX mount are stores of a processor, which nobody counts: such a device has no text.
+//!
 //! What device mapper maps may change under a device without a write to it: `lvconvert --merge` puts a snapshot's content back
 //! into its origin from below. Then the table is another for a while, and with it the links in `slaves`: what is made anew has
 //! another inode. So these are part of the text; a snapshot of ours changes them, too.
@@ -35,11 +38,14 @@ pub fn count(path: &Path) -> Option<String> {
     // Where statistics are off, the numbers stand still and mean nothing. Device mapper of older kernels (6.1) counts and says
     // that it does not: there a read has to show it.
     (attribute(&disk, "queue/iostats")? == "1" || is_mapper && counts_reads(path, &folder)?).then_some(())?;
-    let under_way = attribute(&folder, "inflight")?;
-    (under_way.split_whitespace().nth(1)? == "0").then_some(())?;
-    let stat = Stat::parse(&attribute(&folder, "stat")?)?;
+    (attribute(&disk, "queue/dax").as_deref() != Some("1")).then_some(())?;
+    let stat = at_rest(&folder)?;
     let (seq, sectors) = (attribute(&disk, "diskseq")?, attribute(&folder, "size")?);
     let mut text = format!("device {number} seq {seq} size {sectors} written {} discarded {}", stat.written, stat.discarded);
+    if disk != folder {
+        let whole = at_rest(&disk)?;
+        text += &format!(" disk written {} discarded {}", whole.written, whole.discarded);
+    }
     if is_mapper {
         text += &below(&folder)?;
     } else if let Some(file) = loop_file(&folder) {
@@ -49,6 +55,14 @@ pub fn count(path: &Path) -> Option<String> {
         DISKS.iter().any(|driver| name.starts_with(driver)).then_some(())?;
     }
     Some(text)
+}
+
+/// A device's numbers, where no write is under way. They are read first: a write that begins after that is seen by the
+/// next look.
+fn at_rest(folder: &Path) -> Option<Stat> {
+    let stat = Stat::parse(&attribute(folder, "stat")?)?;
+    let under_way = attribute(folder, "inflight")?;
+    (under_way.split_whitespace().nth(1)? == "0").then_some(stat)
 }
 
 /// The devices that a device of device mapper maps to now.

@@ -135,7 +135,7 @@ pub fn accept(host: &Host, token: &Token, name: &str, progress: &Progress) -> Re
         Answer::Enrolled { name } => name,
         Answer::Refused { reason } => return Err(Error::by_peer(&token.address, Kind::Refused, reason)),
     };
-    let known = KnownReceiver { address: token.address.clone(), pin: token.pin };
+    let known = KnownReceiver { address: token.address.clone(), pin: token.pin, paired_ms: now_ms() };
     pairing::change(host.state.path(), |all: &mut Vec<KnownReceiver>| {
         all.retain(|one| one.address != known.address);
         all.push(known);

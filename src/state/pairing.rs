@@ -20,6 +20,9 @@ pub struct KnownReceiver {
     pub address: String,
     /// Its key.
     pub pin: Pin,
+    /// When its token was accepted: milliseconds since 1970; 0 where that was not noted yet.
+    #[serde(default)]
+    pub paired_ms: u64,
 }
 
 /// A host that a token enrolled.
@@ -97,7 +100,7 @@ mod tests {
     #[test]
     fn changes_from_many_sides_all_arrive_and_a_failed_one_does_not() {
         let state = tempfile::tempdir().unwrap();
-        let entry = |number: usize| KnownReceiver { address: format!("host{number}:7420"), pin: Pin::of(&[number as u8]) };
+        let entry = |number: usize| KnownReceiver { address: format!("host{number}:7420"), pin: Pin::of(&[number as u8]), paired_ms: 7 };
         assert!(list::<KnownReceiver>(state.path()).unwrap().is_empty());
         std::thread::scope(|scope| {
             for number in 0..8 {

@@ -68,6 +68,11 @@ pub fn tune(socket: &TcpStream) -> Result<()> {
 
 /// `[::1]`, `::1`, `host` and `host:7420` all name a host and a port.
 pub fn with_port(address: &str) -> String {
+    with_default_port(address, &PORT.to_string())
+}
+
+/// The same with another port for an address that names none.
+pub fn with_default_port(address: &str, port: &str) -> String {
     let has_port = match address.rsplit_once(':') {
         Some((host, port)) => {
             !port.is_empty() && port.bytes().all(|digit| digit.is_ascii_digit()) && (!host.contains(':') || host.ends_with(']'))
@@ -76,8 +81,8 @@ pub fn with_port(address: &str) -> String {
     };
     match address {
         _ if has_port => address.to_owned(),
-        _ if address.contains(':') && !address.starts_with('[') => format!("[{address}]:{PORT}"),
-        _ => format!("{address}:{PORT}"),
+        _ if address.contains(':') && !address.starts_with('[') => format!("[{address}]:{port}"),
+        _ => format!("{address}:{port}"),
     }
 }
 
@@ -92,6 +97,7 @@ mod tests {
         {
             assert_eq!(with_port(typed), meant);
         }
+        assert_eq!((with_default_port("dr1", "99"), with_default_port("dr1:1", "99")), ("dr1:99".into(), "dr1:1".into()));
     }
 
     #[test]

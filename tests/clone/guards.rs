@@ -34,6 +34,28 @@ fn nothing_is_remembered(ferry: &Ferry) {
     }
 }
 
+/// A device without a file system's signature has nothing on it that would tell: the pair does.
+#[test]
+fn the_ends_of_a_pair_are_not_swapped_by_mistake() {
+    if !is_root("loop devices") {
+        return;
+    }
+    let ferry = Ferry::new();
+    let content = noise(1, MIB);
+    let (from, to) = (ferry.image("from", &content), ferry.image("to", &noise(2, MIB)));
+    let (from, to) = (Loop::over(Path::new(&from), 512), Loop::over(Path::new(&to), 512));
+    ferry.run(&["clone", text(&from.0), text(&to.0)]).says(0, &["generation 1"]);
+    let newer = noise(3, MIB);
+    fs::write(&from.0, &newer).unwrap();
+    for more in ["--io=auto", "--dry-run"] {
+        refused(&ferry, &["clone", text(&to.0), text(&from.0), more], &["is a source", "Are SRC and DST swapped?", "--overwrite"]);
+    }
+    assert_eq!(fs::read(&from.0).unwrap(), newer);
+    // Whoever means it says so.
+    ferry.run(&["clone", text(&to.0), text(&from.0), "--overwrite"]).says(0, &["generation 1"]);
+    assert_eq!(fs::read(&from.0).unwrap(), content);
+}
+
 #[test]
 fn a_mounted_device_is_refused_whatever_is_said() {
     if !is_root("mounts") {

@@ -252,8 +252,17 @@ impl Agent {
             let state = self.bench.shelf.state();
             due.sort_by_cached_key(|(at, task)| (*task == Task::Verify, self.jobs[*at].oldest_ms(state)));
         }
-        for (at, task) in due.into_iter().take(room) {
-            self.begin(at, task);
+        // A verification reads for hours: where there is more than one place, they leave one to the runs.
+        let verifying = self.jobs.iter().filter(|watched| watched.under_way.as_ref().is_some_and(|run| run.task == Task::Verify)).count();
+        let mut verifications = self.config.max_runs.saturating_sub(1).max(1).saturating_sub(verifying);
+        let mut room = room;
+        for (at, task) in due {
+            let fits = task != Task::Verify || verifications > 0;
+            if room > 0 && fits {
+                room -= 1;
+                verifications -= usize::from(task == Task::Verify);
+                self.begin(at, task);
+            }
         }
     }
 

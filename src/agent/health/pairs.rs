@@ -96,7 +96,8 @@ fn lag_reason(job: &Job, book: &JobBook, place: &str, lag_ms: Option<u64>, limit
 /// number of failures.
 pub(super) fn failure_reason(job: &Job, place: &str, failure: &Failure, failures: u32, has_limits: bool) -> Reason {
     let reason = |code, level, command| Reason { code, level, message: format!("{place}: {}", failure.message), command };
-    let named = named_command(&failure.message);
+    // A receiver knows of no jobs, and says where a pair's ends go.
+    let named = named_command(&failure.message).map(|command| command.replace("SRC DST", &job.name));
     match failure.kind() {
         Kind::Operator => reason(Code::OperatorNeeded, Level::Critical, named.or_else(|| Some(format!("blockferry plan {}", job.name)))),
         Kind::Differs => reason(Code::VerifyMismatch, Level::Critical, Some(format!("blockferry verify --repair {}", job.name))),
