@@ -64,13 +64,13 @@ pub fn finish_applying(site: &dyn Site, record: &mut ReplicaRecord, target: &mut
         site.open_journal()?.ok_or_else(|| torn(Error::new(Kind::Operator, format!("the journal {} is gone", site.journal_place()))))?;
     let hasher = Hasher::new(record.algorithm, &record.secret);
     // A disk that cannot be read now may be read later; only damage is for the operator.
-    let for_operator = |error: Error| if error.kind() == Kind::Failed { torn(error) } else { error };
-    let (found, walk) = Walk::open(journal).map_err(for_operator)?;
+    let (found, walk) = Walk::open(journal).map_err(|error| if error.kind() == Kind::Storage { error } else { torn(error) })?;
     if found != belongs(record)? {
         return Err(torn(Error::new(Kind::Operator, "the journal belongs to something else")));
     }
     let commit = Commit { generation, root, source_time_ms };
-    committer::apply(walk, &commit, target, record.geometry()?, &hasher, witness).map_err(for_operator)?;
+    committer::apply(walk, &commit, target, record.geometry()?, &hasher, witness)
+        .map_err(|error| if error.kind() == Kind::Failed { torn(error) } else { error })?;
     committer::finish(site, record, &commit, None)
 }
 
@@ -99,7 +99,7 @@ pub fn find_overlay(site: &dyn Site, record: &mut ReplicaRecord, target: &mut Ta
     };
     let mut walk = match Walk::open(journal) {
         Ok((found, walk)) if found == belongs(record)? => walk,
-        Err(error) if error.kind() != Kind::Failed => return Err(error),
+        Err(error) if error.kind() == Kind::Storage => return Err(error),
         // Torn while it was made, or made for a generation that is committed by now.
         _ => {
             site.remove_journal()?;

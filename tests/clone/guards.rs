@@ -44,7 +44,7 @@ fn the_ends_of_a_pair_are_not_swapped_by_mistake() {
     let content = noise(1, MIB);
     let (from, to) = (ferry.image("from", &content), ferry.image("to", &noise(2, MIB)));
     let (from, to) = (Loop::over(Path::new(&from), 512), Loop::over(Path::new(&to), 512));
-    ferry.run(&["clone", text(&from.0), text(&to.0)]).says(0, &["generation 1"]);
+    ferry.run(&["clone", text(&from.0), text(&to.0)]).says(0, &[]);
     let newer = noise(3, MIB);
     fs::write(&from.0, &newer).unwrap();
     for more in ["--io=auto", "--dry-run"] {
@@ -52,7 +52,7 @@ fn the_ends_of_a_pair_are_not_swapped_by_mistake() {
     }
     assert_eq!(fs::read(&from.0).unwrap(), newer);
     // Whoever means it says so.
-    ferry.run(&["clone", text(&to.0), text(&from.0), "--overwrite"]).says(0, &["generation 1"]);
+    ferry.run(&["clone", text(&to.0), text(&from.0), "--overwrite"]).says(0, &[]);
     assert_eq!(fs::read(&from.0).unwrap(), content);
 }
 
