@@ -66,6 +66,11 @@ pub struct Error {
 }
 
 impl Error {
+    /// The error of a run that was asked to stop.
+    pub fn interrupted() -> Error {
+        Error::new(Kind::Interrupted, "stopped by a signal")
+    }
+
     /// An error without a deeper cause.
     pub fn new(kind: Kind, message: impl Into<String>) -> Error {
         Error { kind, message: message.into(), source: None, from_peer: false, told: AtomicBool::new(false) }

@@ -1,7 +1,7 @@
 //! What a run counts while it goes on, and the flag that stops it: written by the line, read by
 //! whoever draws a bar, never a lock between them.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 
@@ -94,6 +94,6 @@ impl Progress {
     /// An error where somebody asked for an end. A transport looks at the flag only while it waits, so whoever takes frames
     /// that never cease asks here between two of them.
     pub fn stop_if_asked(&self) -> Result<()> {
-        if self.stopped() { Err(crate::transport::stream::interrupted()) } else { Ok(()) }
+        if self.stopped() { Err(Error::interrupted()) } else { Ok(()) }
     }
 }

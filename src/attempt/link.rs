@@ -4,7 +4,7 @@
 use crate::error::{Context, Error, Kind, Result};
 use crate::limits::{GREETING_TIMEOUT, LINK_CLOSE_TIMEOUT, STALL_TIMEOUT};
 use crate::ring::Choice;
-use crate::transport::stream::{Stream, interrupted};
+use crate::transport::stream::Stream;
 use crate::transport::{Terms, Wire};
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -77,7 +77,7 @@ impl Link {
         let stopped = self.stop.load(Ordering::Relaxed);
         match result {
             // Ctrl-C reaches the whole foreground group: the shell that it ended is no failure of the network.
-            Err(error) if stopped && error.kind() == Kind::Transient => Err(interrupted()),
+            Err(error) if stopped && error.kind() == Kind::Transient => Err(Error::interrupted()),
             // A signal that stopped the other end is none to us: the next try may find it running again.
             Err(error) if !stopped && error.is_from_peer() && error.kind() == Kind::Interrupted => Err(error.with_kind(Kind::Transient)),
             Err(error) if !status.success() && error.kind() == Kind::Transient && !error.is_from_peer() => {

@@ -51,7 +51,7 @@ impl Memory {
             match channel.recv_timeout(STOP_POLL) {
                 Ok(item) => return Ok(Some(item)),
                 Err(RecvTimeoutError::Disconnected) => return Ok(None),
-                Err(RecvTimeoutError::Timeout) if self.stop.load(Ordering::Relaxed) => return Err(super::stream::interrupted()),
+                Err(RecvTimeoutError::Timeout) if self.stop.load(Ordering::Relaxed) => return Err(Error::interrupted()),
                 Err(RecvTimeoutError::Timeout) => {}
             }
         }

@@ -24,11 +24,6 @@ const PIPE_BYTES: i32 = 1 << 20;
 const TRANSMIT: u64 = 1;
 const RECEIVE: u64 = 2;
 
-/// The error of a run that was asked to stop.
-pub fn interrupted() -> Error {
-    Error::new(Kind::Interrupted, "stopped by a signal")
-}
-
 /// A time by which a stream's waits end; whoever holds a clone may set it or take it away.
 #[derive(Clone, Debug, Default)]
 pub struct Deadline(Arc<Mutex<Option<(Instant, &'static str)>>>);
@@ -158,7 +153,7 @@ impl Stream {
         }
         match self.engine.wait(Some(limit)).context(Kind::Failed, || format!("wait for {}", self.peer))? {
             Some(done) => return Ok(if self.take(done)? { Turn::Sent } else { Turn::Nothing }),
-            None if self.stop.load(Ordering::Relaxed) => return Err(interrupted()),
+            None if self.stop.load(Ordering::Relaxed) => return Err(Error::interrupted()),
             None => {}
         }
         self.start_next()?;

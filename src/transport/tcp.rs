@@ -1,6 +1,5 @@
 //! TCP connections: made and taken with time limits, and set so that a peer that vanished is noticed.
 
-use super::stream::interrupted;
 use crate::error::{Context, Error, Kind, Result};
 use crate::limits::{KEEPALIVE_IDLE, KEEPALIVE_PROBES, STOP_POLL};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -24,7 +23,7 @@ pub fn connect(address: &str, limit: Duration, stop: &AtomicBool) -> Result<TcpS
         match result.recv_timeout(STOP_POLL) {
             Ok(connected) => return connected,
             Err(RecvTimeoutError::Timeout) if !stop.load(Ordering::Relaxed) => {}
-            Err(RecvTimeoutError::Timeout) => return Err(interrupted()),
+            Err(RecvTimeoutError::Timeout) => return Err(Error::interrupted()),
             Err(RecvTimeoutError::Disconnected) => return Err(Error::new(Kind::Failed, "the connecting thread is gone")),
         }
     }

@@ -5,7 +5,7 @@
 //! thread and some 40 KB (measured, 200 connections). Only then do buffers and a ring come to it. An end of the stream without the peer's
 //! close_notify is a cut, whoever made it.
 
-use super::stream::{Deadline, Stream, interrupted};
+use super::stream::{Deadline, Stream};
 use super::{Inbox, Pace, Transport, Turn};
 use crate::error::{Context, Error, Kind, Result};
 use crate::limits::{BLOCK_BYTES, LINGER, STOP_POLL, TLS_EXTRA_BYTES, TRANSPORT_BUFFER_BYTES};
@@ -283,7 +283,7 @@ impl Names {
                 Kind::Transient,
                 format!("{} did not complete the TLS handshake in {:.1} seconds", self.peer, limit.as_secs_f64()),
             ),
-            io::ErrorKind::Other => interrupted(),
+            io::ErrorKind::Other => Error::interrupted(),
             _ => Error::because(Kind::Transient, format!("connection to {} lost in the TLS handshake", self.peer), cause),
         }
     }
