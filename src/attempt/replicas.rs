@@ -244,11 +244,7 @@ pub fn find_replica(state: &StateDir, name: &str, choice: Choice) -> Result<(Box
         _ => record.target.path.clone(),
     };
     if path.try_exists().context(Kind::Storage, || format!("look for {}", path.display()))? {
-        let found = identity::of(&path)?;
-        // An image file that was put back from a backup is another file in the same place.
-        if found.is_device || record.target.is_device {
-            check_identity(&record, &found)?;
-        }
+        check_identity(&record, &identity::of(&path)?)?;
     }
     let site = HostSite {
         name: path.display().to_string(),
