@@ -9,9 +9,10 @@ mod line;
 #[path = "rig/sim.rs"]
 mod sim;
 
-use blockferry::digest::Algorithm;
+use blockferry::digest::{Algorithm, Hasher};
+use blockferry::limits::PAGE_EXTENTS;
 use blockferry::receiver::Apply;
-use blockferry::state::Stage;
+use blockferry::state::{MANIFEST, Stage};
 use line::{Fault, Generation, Pair, Plan, content};
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -694,6 +695,44 @@ fn a_frame_with_rot_under_it_leaves_no_trace_in_the_hints_of_a_first_copy() {
     });
     assert!(met, "the frame never met the rot");
     finish(&pair.settle());
+}
+
+/// Increments straight onto the device; a frame of zeros covers a page of the manifest and ends in one that rotted. What
+/// the draft says of the first was never written, and must not become a hint of the next run.
+#[test]
+fn a_draft_that_is_ahead_of_the_device_is_never_made_durable() {
+    const PAGE_BYTES: usize = PAGE_EXTENTS * 4096;
+    let pair = direct(Pair::new(content(5 * PAGE_BYTES, 220), 4096, Algorithm::Xxh3));
+    pair.run_clean();
+    let mut newer = Vec::clone(&pair.volume());
+    // More than a frame: the generation is given up before the zeros come.
+    newer[..PAGE_BYTES].copy_from_slice(&content(PAGE_BYTES, 221));
+    newer[PAGE_BYTES..2 * PAGE_BYTES + 5 * 4096].fill(0);
+    // Where the manifest has an extent of the third page, of those whose content is nowhere else.
+    let record = pair.replica_record().expect("a committed replica");
+    let hasher = Hasher::new(record.algorithm, &record.secret);
+    let manifest = pair.replica.content(MANIFEST).expect("a manifest");
+    let place_of = |extent: usize| {
+        let digest = hasher.extent(&newer[extent * 4096..(extent + 1) * 4096], &mut Vec::new());
+        let mut places = manifest.windows(16).enumerate().filter(|(_, bytes)| *bytes == digest.0).map(|(at, _)| at);
+        places.next().filter(|_| places.next().is_none())
+    };
+    let place = (2 * PAGE_EXTENTS + 100..3 * PAGE_EXTENTS).find_map(place_of).expect("an extent like no other");
+    pair.write_volume(newer);
+    // A sample may meet the rot before the frames do: then the lot is drawn again.
+    let met = (0..200).find_map(|_| {
+        let rotten = pair.fork();
+        rotten.replica.flip(MANIFEST, place as u64 * 8);
+        let ran = rotten.run(&Plan::default());
+        assert!(!ran.ended_well(), "rot is noticed");
+        let begun = rotten.replica_record().is_some_and(|record| record.stage == Stage::Initializing);
+        begun.then(|| rotten.settle())
+    });
+    let met = met.expect("no run came as far as to write");
+    let ran = met.run(&Plan::default());
+    let resync = if ran.ended_well() { ran } else { met.run(&Plan { resync: true, ..Plan::default() }) };
+    assert!(resync.ended_well(), "{}", resync.why());
+    met.assert_alike();
 }
 
 // ---------------------------------------------------------------------------------------------

@@ -80,12 +80,14 @@ fn a_replica_whose_device_has_another_name_today_is_found_there() {
     let (code, said) = program(&["clone", "--snapshot=never", &text(&source), &old_name]);
     assert_eq!(code, Some(0), "{said}");
     drop(old);
-    // The kernel gives the lowest free number: the other has the old name, or the test says nothing.
-    let taken = Loop::over(&other, 512);
-    if text(&taken.0) != old_name {
-        eprintln!("another test took {old_name} meanwhile");
-        return;
+    // Another test may take the name for a while.
+    let attach = || std::process::Command::new("losetup").args([&old_name, &text(&other)]).status().unwrap().success();
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(120);
+    while !attach() {
+        assert!(std::time::Instant::now() < until, "{old_name} never became free");
+        std::thread::sleep(std::time::Duration::from_millis(200));
     }
+    let _taken = Loop(old_name.clone().into());
     let today = Loop::over(&replica, 512);
     let (code, said) = program(&["promote", &old_name]);
     assert!(code == Some(8) && said.contains("is not the device that was paired"), "{code:?} {said}");

@@ -7,11 +7,11 @@ use super::hooks::{Around, Stack};
 use super::idle::Counted;
 use super::outcome::{Amounts, Cause, Failure, LegResult};
 use super::round::{Load, Round};
-use super::route::{Route, passed_over, routes};
+use super::route::{Route, passed_over, routes, tries};
 use crate::attempt::{Foreseen, changed_bytes, dead_snapshots, device_of, foresee};
 use crate::error::Result;
 use crate::format::stream::Purpose;
-use crate::state::{SourceRecord, pairing};
+use crate::state::SourceRecord;
 use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -88,8 +88,7 @@ pub fn plan(bench: &Bench, job: &Job, cause: Cause, measure: bool, stop: &Arc<At
     let state = bench.shelf.state();
     let (book, routes) = (bench.shelf.read(&job.name)?, routes(job));
     let known = routes.iter().map(|route| route.known(state)).collect::<Result<Vec<_>>>()?;
-    let paired = pairing::list(bench.shelf.state().path())?;
-    let tried: Vec<String> = routes.iter().zip(&known).map(|(route, known)| route.tried(known.as_ref(), &paired)).collect();
+    let tried = tries(&routes, &known, state)?;
     let mut would: Vec<Would> = Vec::new();
     for ((route, known), why) in routes.iter().zip(&known).zip(passed_over(&routes, &tried, &book, cause)) {
         would.push(match why {

@@ -7,7 +7,7 @@ use crate::attempt::{self, Errand, Place, Remote};
 use crate::error::{Kind, Result};
 use crate::format::stream::Purpose;
 use crate::sender::Compress;
-use crate::state::pairing::KnownReceiver;
+use crate::state::pairing::{self, KnownReceiver};
 use crate::state::{SourceRecord, StateDir};
 use crate::transport::tcp;
 use std::collections::BTreeSet;
@@ -91,6 +91,12 @@ impl<'a> Route<'a> {
             seconds,
         }
     }
+}
+
+/// What each route is tried with: see [`Route::tried`].
+pub fn tries(routes: &[Route<'_>], known: &[Option<SourceRecord>], state: &StateDir) -> Result<Vec<String>> {
+    let paired = pairing::list(state.path())?;
+    Ok(routes.iter().zip(known).map(|(route, known)| route.tried(known.as_ref(), &paired)).collect())
 }
 
 /// Which ways are passed over in this run, and why.

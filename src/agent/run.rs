@@ -21,13 +21,13 @@ use super::idle::Counted;
 use super::outcome::{Cause, Failure, Leg, LegResult, RunReport};
 use super::quiet;
 use super::round::{Again, Landed, Load, Round};
-use super::route::{Route, passed_over, routes};
+use super::route::{Route, passed_over, routes, tries};
 use super::{changes, history, ledger, notify};
 use crate::attempt::{device_of, now_ms};
 use crate::error::{Error, Kind, Result};
 use crate::format::stream::Purpose;
 use crate::log;
-use crate::state::{SourceRecord, pairing};
+use crate::state::SourceRecord;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -101,8 +101,7 @@ impl Pass<'_> {
     fn go(&mut self, cause: Cause) -> Result<()> {
         let Round { bench, job, routes, stop, .. } = self.round;
         let known = routes.iter().map(|route| route.known(bench.shelf.state())).collect::<Result<Vec<_>>>()?;
-        let paired = pairing::list(bench.shelf.state().path())?;
-        self.tried = routes.iter().zip(&known).map(|(route, known)| route.tried(known.as_ref(), &paired)).collect();
+        self.tried = tries(routes, &known, bench.shelf.state())?;
         let mut due = Vec::new();
         for (route, why) in passed_over(routes, &self.tried, self.book, cause).into_iter().enumerate() {
             match why {

@@ -427,7 +427,7 @@ pub struct VerifyOptions {
     /// Compare everything: what is done without --sample and --slice
     #[arg(long)]
     pub full: bool,
-    /// Send what differs, and nothing else
+    /// Send what differs; the replica of a job gets what its source has new, too
     #[arg(long)]
     pub repair: bool,
     /// The agent's configuration [default: /etc/blockferry/agent.toml where there is one]

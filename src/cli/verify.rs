@@ -173,7 +173,7 @@ fn of_job(common: &Common, options: &VerifyOptions, part: Part, output: &Output)
     match verdict(&all) {
         None => Ok(()),
         Some(failure) if failure.kind() == Kind::Differs => {
-            Err(differs(format!("{}; `blockferry verify --repair {}` sends just that", failure.message, job.name)))
+            Err(differs(format!("{}; `blockferry verify --repair {}` sends it, with what its source has new", failure.message, job.name)))
         }
         Some(failure) => Err(failure.error()),
     }

@@ -67,17 +67,7 @@ pub fn shake_hands(pass: &mut Pass<'_>, wire: &mut Wire, geometry: Geometry, has
     }
     let mut samples = Vec::new();
     let mut sink = |agreed: &mut Agreed, have: &Have<'_>| match agreed.welcome.offer {
-        Offer::Samples => {
-            if samples.len() + have.entries.len() / have.entry_bytes > SEED_SAMPLES {
-                return Err(Error::malformed(format!("the receiver samples more than {SEED_SAMPLES} extents")));
-            }
-            samples.extend(have.entries.chunks_exact(have.entry_bytes).enumerate().map(|(at, entry)| {
-                let mut digest = Digest::UNKNOWN;
-                digest.0.copy_from_slice(&entry[..16]);
-                (ExtentIndex(have.first_extent.saturating_add(at as u64)), digest)
-            }));
-            Ok(())
-        }
+        Offer::Samples => add_samples(&mut samples, have),
         _ => agreed.have.list(pass.files, &about, have),
     };
     hear_list(wire, pass.files, pass.progress, &mut agreed, &mut sink)?;
@@ -213,6 +203,20 @@ fn hear_list(wire: &mut Wire, files: &dyn Files, progress: &Progress, agreed: &m
     }
 }
 
+/// Notes what a receiver lists of a target without a record: a few samples, never more than were agreed.
+fn add_samples(samples: &mut Vec<(ExtentIndex, Digest)>, have: &Have<'_>) -> Result<()> {
+    let entries = have.entries.chunks_exact(have.entry_bytes);
+    if samples.len() + entries.len() > SEED_SAMPLES {
+        return Err(Error::malformed(format!("the receiver samples more than {SEED_SAMPLES} extents")));
+    }
+    samples.extend(entries.enumerate().map(|(at, entry)| {
+        let mut digest = Digest::UNKNOWN;
+        digest.0.copy_from_slice(&entry[..16]);
+        (ExtentIndex(have.first_extent.saturating_add(at as u64)), digest)
+    }));
+    Ok(())
+}
+
 /// Whether a target without a record seems to hold a copy of the source already.
 fn seeded(pass: &mut Pass<'_>, geometry: &Geometry, hasher: &Hasher, samples: &[(ExtentIndex, Digest)]) -> Result<bool> {
     let (mut told, mut same) = (0, 0);
@@ -228,4 +232,21 @@ fn seeded(pass: &mut Pass<'_>, geometry: &Geometry, hasher: &Hasher, samples: &[
         scan.recycle(raw);
     }
     Ok(same > 0 && same * SEED_PART >= told)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_receiver_that_samples_without_end_is_not_listened_to() {
+        let mut samples = Vec::new();
+        let entries = vec![7; 16 * SEED_SAMPLES];
+        let have = |count: usize| Have { first_extent: 3, entry_bytes: 16, entries: &entries[..16 * count] };
+        add_samples(&mut samples, &have(SEED_SAMPLES - 1)).unwrap();
+        add_samples(&mut samples, &have(1)).unwrap();
+        assert_eq!((samples.len(), samples[1]), (SEED_SAMPLES, (ExtentIndex(4), Digest([7; 16]))));
+        assert!(add_samples(&mut samples, &have(1)).is_err());
+        assert_eq!(samples.len(), SEED_SAMPLES);
+    }
 }

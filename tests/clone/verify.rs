@@ -189,7 +189,10 @@ fn a_job_is_compared_with_what_was_replicated_and_not_with_its_volume() {
     assert_eq!(told(&ended), [(0, 65536), (2 << 20, 65536), (4 << 20, 1000)]);
     assert_eq!(traces(&target), changed, "nothing was written");
     let text = ferry.run(&["verify", "db", "--config", &config, "--slice", "1/4"]);
-    text.says(7, &["differs from what was replicated to it in 1 extents; `blockferry verify --repair db` sends just that"]);
+    text.says(
+        7,
+        &["differs from what was replicated to it in 1 extents; `blockferry verify --repair db` sends it, with what its source has new"],
+    );
     assert_eq!(ferry.run(&["verify", "web", "--config", &config]).code, Some(0), "the other job's replica is what it was");
 
     let ended = ferry.json(&["verify", "db", "--config", &config, "--repair"]);
