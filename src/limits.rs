@@ -44,6 +44,23 @@ pub const SHARDS_MAX: usize = 16;
 pub const SHARDS_AUTO_MAX: usize = PAGES_CACHED;
 /// Packed frames of a shard that may wait for the wire: enough to last while the shard that has it packs its own.
 pub const SHARD_FRAMES_WAITING: usize = 4;
+/// Further connections of one session at most: a long link's window is that many times as wide, a fast link's encryption has
+/// as many threads; what an end holds for each is some 4 MiB.
+pub const LANES_MAX: usize = 16;
+/// Further connections of all sessions of a receiver together, unless receiver.toml says otherwise: some 256 MiB.
+pub const LANES_ALL: usize = 64;
+/// The most that receiver.toml may say.
+pub const LANES_LIMIT: usize = 4096;
+/// Bytes after which a pass that may have further connections opens them: what is over in a moment needs none.
+pub const LANES_FROM_BYTES: u64 = 8 << 20;
+/// Pieces of a lane that may wait at the receiver for one of another lane that goes before: one that comes while one waits.
+pub const LANE_PIECES: usize = 2;
+/// Pieces beside one for each lane at the sender: one that is filled, one that waits for a lane.
+pub const LANE_PIECES_SPARE: usize = 2;
+/// How long a thread that has two things to wait for waits for one of them.
+pub const LANE_LOOK: Duration = Duration::from_millis(20);
+/// Descriptors of a lane: two of its socket, two rings of its own.
+pub const LANE_DESCRIPTORS: u64 = 4;
 /// What a shard claims of the volume at once: long reads, and an end that all shards reach at about the same time.
 pub const SEGMENT_BYTES: u64 = 64 << 20;
 /// A small volume is cut into as many segments for each shard.

@@ -72,8 +72,8 @@ impl Transport for Rough {
         self.alive()?.flush()
     }
 
-    fn turn(&mut self, inbox: Option<&mut Inbox>) -> Result<Turn> {
-        self.alive().and_then(|inner| inner.turn(inbox))
+    fn turn(&mut self, inbox: Option<&mut Inbox>, limit: Duration) -> Result<Turn> {
+        self.alive().and_then(|inner| inner.turn(inbox, limit))
     }
 }
 

@@ -11,9 +11,10 @@ use crate::part::Part;
 use crate::pin::Pin;
 use crate::progress::Progress;
 use crate::ring::Choice;
-use crate::sender::{Compress, Order, Shards};
+use crate::sender::{Compress, Order, Shards, shard_count};
 use crate::state::{SourceRecord, StateDir};
 use crate::transport::Terms;
+use crate::transport::lanes::Connections;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
@@ -43,6 +44,8 @@ pub struct Errand {
     pub compress: Option<Compress>,
     /// Threads that read, compare and pack.
     pub shards: Shards,
+    /// Connections to a receiver daemon that carry what is sent.
+    pub connections: Connections,
     /// Extent size of a new pair.
     pub extent_bytes: Option<u32>,
     /// Digest of a new pair.
@@ -76,6 +79,7 @@ impl Errand {
             overwrite: false,
             compress: None,
             shards: Shards::Auto,
+            connections: Connections::Auto,
             extent_bytes: None,
             algorithm: None,
             remote,
@@ -94,7 +98,15 @@ impl Errand {
     /// Shards of the pass. Only a replication has several.
     pub(super) fn shard_count(&self) -> usize {
         match self.purpose {
-            Purpose::Replicate => self.shards.count(self.compress()),
+            Purpose::Replicate => shard_count(self.shards, self.compress()),
+            Purpose::Plan | Purpose::Verify => 1,
+        }
+    }
+
+    /// Connections that carry what is sent. `auto`: one for each shard that was asked for.
+    pub(super) fn connection_count(&self) -> usize {
+        match self.purpose {
+            Purpose::Replicate => self.connections.told().or(self.shards.told()).unwrap_or(1),
             Purpose::Plan | Purpose::Verify => 1,
         }
     }

@@ -7,9 +7,11 @@ use crate::pin::Pin;
 use crate::progress::Progress;
 use crate::state::pairing::{self, KnownReceiver};
 use crate::state::{StateDir, keys};
+use crate::transport::lanes::Outward;
 use crate::transport::tls::{self, OwnKey, Protocol, Raw, Tls};
 use crate::transport::{Wire, tcp};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// This host's key, made at first use.
 pub fn own_key(state: &StateDir) -> Result<OwnKey> {
@@ -32,17 +34,20 @@ pub fn pin_of(state: &StateDir, address: &str, typed: Option<Pin>) -> Result<Pin
 }
 
 /// Connects to the holder of `pin`.
-pub fn connect(host: &Host, address: &str, pin: Pin, protocol: Protocol, progress: &Progress) -> Result<Tls> {
+pub fn connect(host: &Host, address: &str, pin: Pin, protocol: Protocol, stop: &Arc<AtomicBool>) -> Result<Tls> {
     let key = own_key(&host.state)?;
-    let socket = tcp::connect(address, host.terms.connect, &progress.stop)?;
-    let raw = Raw { socket, peer: address.to_owned(), limit: HANDSHAKE_TIMEOUT, choice: host.choice, stop: Arc::clone(&progress.stop) };
+    let socket = tcp::connect(address, host.terms.connect, stop)?;
+    let raw = Raw { socket, peer: address.to_owned(), limit: HANDSHAKE_TIMEOUT, choice: host.choice, stop: Arc::clone(stop) };
     tls::connect(raw, &key, pin, protocol)
 }
 
-/// A session's wire to the receiver at `address`. It has proven its key: its greeting is not waited for any longer
-/// than anything else.
-pub fn wire(host: &Host, address: &str, typed: Option<Pin>, progress: &Progress) -> Result<Wire> {
+/// A session's wire to the receiver at `address`, with up to so many further `connections` where what is sent is worth
+/// them. It has proven its key: its greeting is not waited for any longer than anything else.
+pub fn wire(host: &Host, address: &str, typed: Option<Pin>, connections: usize, progress: &Progress) -> Result<Wire> {
     let pin = pin_of(&host.state, address, typed)?;
-    let tls = connect(host, address, pin, Protocol::Session, progress)?;
-    Wire::on_terms(Box::new(tls), &host.terms, Some(host.terms.stall))
+    let tls = connect(host, address, pin, Protocol::Session, &progress.stop)?;
+    let (again, to) = (host.clone(), address.to_owned());
+    let open = move |stop: &Arc<AtomicBool>| connect(&again, &to, pin, Protocol::Lane, stop);
+    let transport = Outward::new(tls, connections, Arc::new(open), Arc::clone(&progress.stop));
+    Wire::on_terms(Box::new(transport), &host.terms, Some(host.terms.stall))
 }

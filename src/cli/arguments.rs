@@ -10,6 +10,7 @@ use crate::pin::Pin;
 use crate::ring::Choice;
 use crate::sender::{Compress, Shards};
 use crate::settings::Rate;
+use crate::transport::lanes::Connections;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -292,6 +293,9 @@ pub struct PassOptions {
     /// Threads that read, compare and compress side by side: auto or a number from 1 to 16 [auto: one for every two cores, at most 4, where blocks are compressed, else 1]
     #[arg(long, value_name = "N", default_value_t = Shards::Auto)]
     pub shards: Shards,
+    /// Connections to a receiver (blockferry://) that carry what is sent: auto or a number from 1 to 16; more than one on a link that one does not fill [auto: one, or one for each of --shards]
+    #[arg(long, value_name = "N", default_value_t = Connections::Auto)]
+    pub connections: Connections,
     /// Digest of a new pair: xxh3 with a random secret, or blake3
     #[arg(long, value_enum, value_name = "NAME")]
     pub hash: Option<Hash>,

@@ -8,12 +8,13 @@ use crate::agent::changes::{Change, add_change};
 use crate::agent::outcome::LegResult;
 use crate::attempt::{self, Errand, Host, Job, Place, Remote};
 use crate::disk::guard;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::format::stream::Purpose;
 use crate::progress::Progress;
 use crate::schedule::Table;
 use crate::sender::Shards;
 use crate::state::StateDir;
+use crate::transport::lanes::Connections;
 use crate::transport::pace::Limiter;
 use crate::transport::{Pace, Terms};
 use std::time::Instant;
@@ -55,6 +56,12 @@ pub fn job(
     snapshot: &SnapshotOptions,
     remote: &RemoteOptions,
 ) -> Result<Job> {
+    let connections = pass.and_then(|pass| pass.connections.told()).unwrap_or(1);
+    if connections > 1 && !matches!(dst, Place::Receiver { .. }) {
+        let message =
+            format!("--connections {connections}: only a receiver takes several, blockferry://HOST/REPLICA; {dst} is reached by one");
+        return Err(Error::new(Kind::Usage, message));
+    }
     let reached = Remote { shell: remote.rsh.clone(), program: remote.remote_program.clone() };
     let errand = Errand {
         purpose: if pass.is_some_and(|pass| pass.dry_run) { Purpose::Plan } else { Purpose::Replicate },
@@ -62,6 +69,7 @@ pub fn job(
         overwrite: pass.is_some_and(|pass| pass.overwrite),
         compress: pass.and_then(|pass| pass.compress),
         shards: pass.map_or(Shards::Auto, |pass| pass.shards),
+        connections: pass.map_or(Connections::Auto, |pass| pass.connections),
         extent_bytes: pass.and_then(|pass| pass.extent_size),
         algorithm: pass.and_then(|pass| pass.hash).map(Into::into),
         pin: remote.pin,

@@ -5,5 +5,6 @@
 
 pub mod codec;
 pub mod journal;
+pub mod lane;
 pub mod manifest;
 pub mod stream;

@@ -1,4 +1,4 @@
-//! The stream, versions 1 to 3: the frames that travel on the wire and lie in the journal
+//! The stream, versions 1 to 4: the frames that travel on the wire and lie in the journal
 //! (docs/format/stream.md).
 //!
 //! A greeting line, then frames: a 32-byte header with its own CRC, then a body. The header's
@@ -6,6 +6,7 @@
 //! frame whose extents are whole, since their digests prove that payload anyway.
 
 use super::codec::{Reader, Writer, crc};
+use super::lane::LANE_TOKEN_BYTES;
 use crate::digest::{Algorithm, Digest, Secret, checksum};
 use crate::error::{Error, Kind, Result};
 use crate::extent::{ExtentIndex, Geometry};
@@ -16,10 +17,13 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Oldest and newest stream version this program speaks.
-pub const VERSIONS: std::ops::RangeInclusive<u16> = 1..=3;
+pub const VERSIONS: std::ops::RangeInclusive<u16> = 1..=4;
 
 /// The first version that knows Part frames.
 pub const PARTS_SINCE: u16 = 3;
+
+/// The first version that knows further connections.
+pub const LANES_SINCE: u16 = 4;
 
 const MAGIC: [u8; 4] = *b"BFfr";
 /// Bytes of a frame's header.
@@ -65,12 +69,16 @@ pub enum FrameKind {
     Pulse = 16,
     /// Sender → receiver, from version 3 on: the next Survey is about these extents alone.
     Part = 17,
+    /// Receiver → sender, from version 4 on: you may open further connections for what you send.
+    Lanes = 18,
+    /// Sender → receiver, from version 4 on: what I send from here on comes in pieces over those.
+    Spread = 19,
 }
 
 impl FrameKind {
     fn from_wire(code: u16) -> Option<FrameKind> {
         use FrameKind::*;
-        [Hello, Welcome, Refuse, Survey, Have, HaveEnd, Begin, Data, Zero, Mark, End, Need, Ack, Abort, Seal, Pulse, Part]
+        [Hello, Welcome, Refuse, Survey, Have, HaveEnd, Begin, Data, Zero, Mark, End, Need, Ack, Abort, Seal, Pulse, Part, Lanes, Spread]
             .into_iter()
             .find(|kind| *kind as u16 == code)
     }
@@ -681,6 +689,19 @@ pub enum Message {
     Pulse(u64),
     /// The next Survey is about these ranges of extents and those of the Part frames before: ascending, none empty.
     Part(Vec<Range<u64>>),
+    /// See [`LaneOffer`].
+    Lanes(LaneOffer),
+    /// What follows comes in pieces over so many further connections.
+    Spread(u32),
+}
+
+/// What the sender may open beside this connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaneOffer {
+    /// What a further connection begins with, to be known as this session's.
+    pub token: [u8; LANE_TOKEN_BYTES],
+    /// How many there may be.
+    pub most: u32,
 }
 
 impl Message {
@@ -751,6 +772,14 @@ impl Message {
                 });
                 FrameKind::Part
             }
+            Message::Lanes(lanes) => {
+                w.raw(&lanes.token).u32(lanes.most);
+                FrameKind::Lanes
+            }
+            Message::Spread(lanes) => {
+                w.u32(*lanes);
+                FrameKind::Spread
+            }
         };
         (kind, w.finish())
     }
@@ -774,6 +803,8 @@ impl Message {
             FrameKind::Zero => Message::Zero { first: r.u64()?, count: r.u64()? },
             FrameKind::Mark => Message::Mark(r.u64()?),
             FrameKind::Pulse => Message::Pulse(r.u64()?),
+            FrameKind::Lanes => Message::Lanes(LaneOffer { token: r.array()?, most: r.u32()? }),
+            FrameKind::Spread => Message::Spread(r.u32()?),
             FrameKind::End => Message::End(End {
                 generation: r.u64()?,
                 root: r.digest()?,
@@ -974,6 +1005,8 @@ mod tests {
             Message::Seal(Seal { generation: 1, root: Digest([1; 16]), frames: 2, chain: 3, source_time_ms: 4 }),
             Message::Pulse(5),
             Message::Part(vec![0..1, 7..9]),
+            Message::Lanes(LaneOffer { token: [7; 16], most: 4 }),
+            Message::Spread(3),
         ];
         for message in all {
             let bytes = encode(&message);
@@ -1036,12 +1069,13 @@ mod tests {
 
     #[test]
     fn versions_agree_on_the_highest_in_common() {
-        assert_eq!(agree(greeting().trim_end()).unwrap(), 3);
-        assert_eq!(agree("blockferry 9.0 stream 1-7").unwrap(), 3);
+        assert_eq!(agree(greeting().trim_end()).unwrap(), 4);
+        assert_eq!(agree("blockferry 9.0 stream 1-7").unwrap(), 4);
+        assert_eq!(agree("blockferry 0.1.0 stream 1-3").unwrap(), 3);
         assert_eq!(agree("blockferry 0.1.0 stream 1-2").unwrap(), 2);
         assert_eq!(agree("blockferry 0.1.0 stream 1-1").unwrap(), 1);
         let refusal = agree("blockferry 9.0 stream 5-7").unwrap_err();
-        assert!(refusal.to_string().contains("5 to 7") && refusal.to_string().contains("1 to 3"));
+        assert!(refusal.to_string().contains("5 to 7") && refusal.to_string().contains("1 to 4"));
         assert!(agree("Welcome to host!").unwrap_err().to_string().contains("Welcome to host!"));
     }
 }

@@ -177,6 +177,9 @@ impl<'a> Session<'a> {
         let record = self.record.as_ref();
         let root = record.map_or(Digest::UNKNOWN, |record| if record.stage == Stage::Clean { record.root } else { Digest::UNKNOWN });
         let yours = root.is_known() && root == self.hello.root;
+        if self.mode != Mode::Nothing {
+            self.wire.offer_lanes()?;
+        }
         let mut welcome = Welcome {
             epoch: record.map_or(self.hello.epoch, |record| record.epoch),
             generation: record.map_or(0, |record| record.generation),

@@ -21,7 +21,7 @@ pub use effort::Exertion;
 pub use level::Bottleneck;
 pub use packer::Compress;
 pub use scrub::{Scrub, scrub};
-pub use shard::Shards;
+pub use shard::{Shards, shard_count};
 
 use crate::digest::Hasher;
 use crate::disk::Disk;

@@ -19,10 +19,10 @@ use crate::extent::Geometry;
 use crate::format::stream::Message;
 use crate::limits::{SHARDS_AUTO_MAX, SHARDS_MAX};
 use crate::progress::Progress;
+use crate::settings::Several;
 use crate::state::manifest::Draft;
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -30,47 +30,17 @@ use std::time::Instant;
 /// Bytes of the volume between two Mark frames: what a remote progress bar moves by.
 const MARK_BYTES: u64 = 64 << 20;
 
-/// How many shards a pass has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Shards {
-    /// As many as pay: one for every two cores where blocks are packed, one where they travel as they are, since reading and
-    /// hashing are as fast as a disk already.
-    #[default]
-    Auto,
-    /// So many.
-    Count(NonZeroUsize),
-}
+/// How many shards a pass has. `auto`: one for every two cores where blocks are packed, one where they travel as they are,
+/// since reading and hashing are as fast as a disk already.
+pub type Shards = Several<SHARDS_MAX>;
 
-impl Shards {
-    /// The number.
-    pub fn count(self, compress: Compress) -> usize {
-        match self {
-            Shards::Count(count) => count.get(),
-            Shards::Auto if compress == Compress::None => 1,
-            // On two cores the second shard takes what the wire, the receiver beside it or the source's own users need.
-            Shards::Auto => (std::thread::available_parallelism().map_or(1, NonZeroUsize::get) / 2).clamp(1, SHARDS_AUTO_MAX),
-        }
-    }
-}
-
-impl std::fmt::Display for Shards {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Shards::Auto => f.write_str("auto"),
-            Shards::Count(count) => count.fmt(f),
-        }
-    }
-}
-
-impl FromStr for Shards {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Shards, String> {
-        match text.parse::<NonZeroUsize>() {
-            _ if text == "auto" => Ok(Shards::Auto),
-            Ok(count) if count.get() <= SHARDS_MAX => Ok(Shards::Count(count)),
-            _ => Err(format!("takes auto or a number from 1 to {SHARDS_MAX}")),
-        }
+/// How many those are.
+pub fn shard_count(shards: Shards, compress: Compress) -> usize {
+    match shards {
+        Shards::Count(count) => count.get(),
+        Shards::Auto if compress == Compress::None => 1,
+        // On two cores the second shard takes what the wire, the receiver beside it or the source's own users need.
+        Shards::Auto => (std::thread::available_parallelism().map_or(1, NonZeroUsize::get) / 2).clamp(1, SHARDS_AUTO_MAX),
     }
 }
 

@@ -3,8 +3,8 @@
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::limits::{
-    HANDSHAKE_TIMEOUT, HANDSHAKES_LIMIT, HANDSHAKES_MAX, JOURNAL_MAX_MIN_BYTES, SESSIONS_LIMIT, SESSIONS_MAX, STALL_TIMEOUT,
-    STALL_TIMEOUT_MIN,
+    HANDSHAKE_TIMEOUT, HANDSHAKES_LIMIT, HANDSHAKES_MAX, JOURNAL_MAX_MIN_BYTES, LANES_ALL, LANES_LIMIT, SESSIONS_LIMIT, SESSIONS_MAX,
+    STALL_TIMEOUT, STALL_TIMEOUT_MIN,
 };
 use crate::pin::Pin;
 use crate::receiver::Apply;
@@ -48,6 +48,9 @@ pub struct ReceiverConfig {
     /// Sessions at once.
     #[serde(default = "default_sessions_max")]
     pub sessions_max: usize,
+    /// Further connections of all sessions together.
+    #[serde(default = "default_connections_max")]
+    pub connections_max: usize,
     /// Where deltas are kept until they are whole.
     #[serde(default, skip_serializing_if = "JournalEntry::is_default")]
     pub journal: JournalEntry,
@@ -208,6 +211,10 @@ fn default_sessions_max() -> usize {
     SESSIONS_MAX
 }
 
+fn default_connections_max() -> usize {
+    LANES_ALL
+}
+
 fn default_operations() -> Vec<Operation> {
     vec![Operation::Push, Operation::Verify]
 }
@@ -268,8 +275,10 @@ impl ReceiverConfig {
         if self.sessions_max == 0 || self.handshakes_max == 0 || self.handshake_timeout.is_zero() {
             return Err("sessions_max, handshakes_max and handshake_timeout must not be zero".to_owned());
         }
-        if self.sessions_max > SESSIONS_LIMIT || self.handshakes_max > HANDSHAKES_LIMIT {
-            return Err(format!("sessions_max is {SESSIONS_LIMIT} at most, handshakes_max {HANDSHAKES_LIMIT}"));
+        if self.sessions_max > SESSIONS_LIMIT || self.handshakes_max > HANDSHAKES_LIMIT || self.connections_max > LANES_LIMIT {
+            return Err(format!(
+                "sessions_max is {SESSIONS_LIMIT} at most, handshakes_max {HANDSHAKES_LIMIT}, connections_max {LANES_LIMIT}"
+            ));
         }
         if self.stall_timeout < STALL_TIMEOUT_MIN {
             return Err(format!("stall_timeout must be {} s at least: a busy peer says so every two", STALL_TIMEOUT_MIN.as_secs()));
@@ -352,6 +361,7 @@ mod tests {
         assert!(example("\"push\"", "\"psh\"").contains("did you mean `push`?"));
         assert!(example("\"10s\"", "\"10 apples\"").contains("r.toml:11: \"10 apples\" is no time"));
         assert!(example("sessions_max = 256", "sessions_max = 100000").contains("sessions_max is 4096 at most"));
+        assert!(example("connections_max = 64", "connections_max = 5000").contains("connections_max 4096"));
         assert!(example("sha256:e3", "sha256:e").contains("is no pin"));
         assert!(example("name = \"web\"", "name = \"db-log\"").contains("two replicas are called \"db-log\""));
         assert!(example("vgdr/db-data", "db-data").contains("is not of the form \"vg/name\""));

@@ -6,13 +6,14 @@
 
 use super::config::{Grant, ReceiverConfig};
 use super::descriptors;
+use super::lanes::Desk;
 use super::pairing;
 use super::refusals::Refusals;
 use super::served::{Busy, Client, Served};
 use super::sessions::{Connection, Sessions};
 use crate::attempt::{self, HostReplicas, find_replica, guard_replica};
 use crate::error::{Context, Error, Kind, Result};
-use crate::limits::{PAIRINGS_MAX, REVOKE_CHECK, STOP_POLL};
+use crate::limits::{LANES_MAX, PAIRINGS_MAX, REVOKE_CHECK, STOP_POLL};
 use crate::log;
 use crate::pin::Pin;
 use crate::progress::Progress;
@@ -20,10 +21,11 @@ use crate::receiver::{self, Received};
 use crate::ring::Choice;
 use crate::state::pairing::{self as lists, Enrolled};
 use crate::state::{StateDir, keys};
+use crate::transport::lanes::{self, Inward};
 use crate::transport::pace::Limiter;
 use crate::transport::stream::Deadline;
 use crate::transport::tls::{self, OwnKey, Protocol, Raw, Tls};
-use crate::transport::{Pace, Terms, Wire, tcp};
+use crate::transport::{Pace, Terms, Transport, Wire, tcp};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -75,7 +77,10 @@ struct Shared {
     /// What all sessions together may move, and those of a client.
     limiter: Arc<Limiter>,
     client_limiters: Mutex<BTreeMap<String, Arc<Limiter>>>,
+    /// Where further connections find their sessions.
+    desk: Desk,
     sessions: AtomicUsize,
+    lanes: AtomicUsize,
     pairings: AtomicUsize,
     handshakes: Mutex<VecDeque<(u64, TcpStream)>>,
 }
@@ -177,7 +182,9 @@ impl Daemon {
             busy: Arc::default(),
             open: Sessions::default(),
             refusals: Mutex::new(Refusals::new(Instant::now())),
+            desk: Desk::default(),
             sessions: AtomicUsize::new(0),
+            lanes: AtomicUsize::new(0),
             pairings: AtomicUsize::new(0),
             handshakes: Mutex::default(),
         });
@@ -375,10 +382,12 @@ impl Shared {
             Err(error) => self.refused(&from, || format!("refused from={from}: {}", error.chain())),
             Ok(tls) if tls.protocol() == Protocol::Pairing => self.pair(&config, tls, from),
             Ok(tls) => {
-                if let Ok(pin) = tls.peer_pin() {
-                    self.open.proved(number, pin);
+                let Ok(pin) = tls.peer_pin() else { return };
+                self.open.proved(number, pin);
+                if tls.protocol() == Protocol::Lane {
+                    return self.lane(&config, &pin, tls);
                 }
-                self.session(&config, connection, tls, from);
+                self.session(&config, connection, &pin, tls, from);
             }
         }
     }
@@ -394,7 +403,7 @@ impl Shared {
 
     fn admits(&self, protocol: Protocol, pin: &Pin) -> bool {
         match protocol {
-            Protocol::Session => match self.client(pin) {
+            Protocol::Session | Protocol::Lane => match self.client(pin) {
                 Ok(client) => client.is_some(),
                 Err(error) => {
                     log::error(error.chain());
@@ -435,10 +444,26 @@ impl Shared {
         drop(tls);
     }
 
+    /// A further connection of a session, for as long as that has it. Whatever is wrong with it is the session's to tell, or
+    /// the peer's, whose session goes on without.
+    fn lane(&self, config: &ReceiverConfig, pin: &Pin, mut tls: Tls) {
+        let (_counted, count) = Counted::one(&self.lanes);
+        tls.deadline().set(config.handshake_timeout, "its token");
+        if count <= config.connections_max
+            && let Ok(token) = lanes::joined(&mut tls)
+            && let Some(seat) = self.desk.seat(&token, pin)
+            && let Ok(Some((name, _))) = self.client(pin)
+        {
+            tls.deadline().clear();
+            tls.pace(&self.pace(config, &name));
+            seat.serve(tls);
+        }
+    }
+
     /// One session and its line in the log.
-    fn session(&self, config: &Arc<ReceiverConfig>, connection: &Connection, tls: Tls, from: SocketAddr) {
+    fn session(&self, config: &Arc<ReceiverConfig>, connection: &Connection, pin: &Pin, tls: Tls, from: SocketAddr) {
         let began = Instant::now();
-        let Some((name, grants)) = tls.peer_pin().ok().and_then(|pin| self.client(&pin).ok()?) else { return };
+        let Ok(Some((name, grants))) = self.client(pin) else { return };
         let progress = Progress::new(connection.stop.clone());
         let deadline = tls.deadline();
         deadline.set(config.handshake_timeout, "its first frame");
@@ -447,8 +472,11 @@ impl Shared {
         let mut served = Served::new(Arc::clone(config), client, Arc::clone(&self.busy), host, deadline, Arc::clone(&connection.asked));
         let (_counted, count) = Counted::one(&self.sessions);
         let terms = Terms { stall: config.stall_timeout, pace: self.pace(config, &name), ..Terms::default() };
-        // Until its first frame the deadline above holds.
-        let result = Wire::on_terms(Box::new(tls), &terms, None).and_then(|mut wire| {
+        let result = self.desk.open(*pin, LANES_MAX.min(config.connections_max)).and_then(|(_entry, offer, gather)| {
+            let offer = Some(offer).filter(|offer| offer.most > 0);
+            let transport = Inward::new(tls, offer, gather, connection.stop.clone());
+            // Until its first frame the deadline above holds.
+            let mut wire = Wire::on_terms(Box::new(transport), &terms, None)?;
             if count > config.sessions_max {
                 return self.turn_away(&mut wire, config.sessions_max);
             }

@@ -2,7 +2,7 @@
 //! where the host lets it.
 
 use super::config::ReceiverConfig;
-use crate::limits::{HANDSHAKE_DESCRIPTORS, SESSION_DESCRIPTORS};
+use crate::limits::{HANDSHAKE_DESCRIPTORS, LANE_DESCRIPTORS, SESSION_DESCRIPTORS};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Descriptors beside those of connections: standard streams, sockets to listen on, the configuration, the log.
@@ -10,7 +10,10 @@ const OTHERS: u64 = 32;
 
 /// What the configuration may need at once.
 fn needed(config: &ReceiverConfig) -> u64 {
-    config.sessions_max as u64 * SESSION_DESCRIPTORS + config.handshakes_max as u64 * HANDSHAKE_DESCRIPTORS + OTHERS
+    config.sessions_max as u64 * SESSION_DESCRIPTORS
+        + config.connections_max as u64 * LANE_DESCRIPTORS
+        + config.handshakes_max as u64 * HANDSHAKE_DESCRIPTORS
+        + OTHERS
 }
 
 /// Raises the limit of this process to what its host allows: by custom a process begins with 1024, which is for those

@@ -3,6 +3,7 @@
 pub mod config;
 mod daemon;
 mod descriptors;
+mod lanes;
 pub mod pairing;
 mod refusals;
 mod served;

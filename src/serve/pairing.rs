@@ -128,7 +128,7 @@ pub fn accept(host: &Host, token: &Token, name: &str, progress: &Progress) -> Re
     if token.expires_ms <= now_ms() {
         return Err(Error::new(Kind::Refused, "this token is expired: `blockferry pair invite` at the receiver prints a new one"));
     }
-    let mut tls = connect(host, &token.address, token.pin, Protocol::Pairing, progress)?;
+    let mut tls = connect(host, &token.address, token.pin, Protocol::Pairing, &progress.stop)?;
     tls.deadline().set(crate::limits::HANDSHAKE_TIMEOUT, "its answer");
     say(&mut tls, &Request { secret: hex(&token.secret), name: name.to_owned() })?;
     let name = match hear(&mut tls)? {

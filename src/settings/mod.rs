@@ -2,8 +2,10 @@
 //! the words that stand for times, amounts, names and patterns.
 
 pub mod amount;
+mod several;
 
 pub use amount::{Rate, Share, Size};
+pub use several::Several;
 
 use crate::error::{Error, Kind, Result};
 use serde::de::DeserializeOwned;

@@ -65,11 +65,15 @@ impl Inbox {
         Ok(())
     }
 
-    /// Takes a whole buffer over where nothing is unread, giving the old one back: no byte is copied.
-    pub fn swap(&mut self, buffer: AlignedBuf, bytes: usize) -> Option<AlignedBuf> {
-        debug_assert!(self.unread().is_empty(), "a swap would lose unread bytes");
+    /// Takes a whole buffer over, whose first `bytes` bytes came, and gives a free one back. Where nothing is unread, no byte is
+    /// copied.
+    pub fn exchange(&mut self, buffer: AlignedBuf, bytes: usize) -> Result<Option<AlignedBuf>> {
+        if !self.unread().is_empty() {
+            self.append(&buffer[..bytes])?;
+            return Ok(Some(buffer));
+        }
         (self.start, self.end) = (0, bytes);
-        self.buffer.replace(buffer)
+        Ok(self.buffer.replace(buffer))
     }
 
     /// Lends the buffer to an engine that receives behind the unread bytes; `(buffer, where to)`.

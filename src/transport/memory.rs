@@ -7,6 +7,7 @@ use crate::ring::AlignedBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
 
 /// One end of an in-process connection.
 pub struct Memory {
@@ -89,15 +90,10 @@ impl Transport for Memory {
         Ok(())
     }
 
-    fn turn(&mut self, inbox: Option<&mut Inbox>) -> Result<Turn> {
+    fn turn(&mut self, inbox: Option<&mut Inbox>, _: Duration) -> Result<Turn> {
         let Some(inbox) = inbox else { return Ok(Turn::Nothing) };
         let Some((buffer, bytes)) = self.take(&self.full_in)? else { return Ok(Turn::Closed) };
-        let spare = if inbox.unread().is_empty() {
-            inbox.swap(buffer, bytes)
-        } else {
-            inbox.append(&buffer[..bytes])?;
-            Some(buffer)
-        };
+        let spare = inbox.exchange(buffer, bytes)?;
         // The peer may have finished: its empties have no taker then.
         if let Some(spare) = spare {
             let _ = self.empty_out.send(spare);

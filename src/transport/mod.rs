@@ -5,6 +5,7 @@
 //! back-pressure of a slow link.
 
 mod inbox;
+pub mod lanes;
 pub mod memory;
 pub mod pace;
 mod patience;
@@ -15,11 +16,12 @@ pub mod tls;
 pub mod wire;
 
 pub use inbox::Inbox;
+pub use lanes::Lanes;
 pub use pace::Pace;
 pub use wire::Wire;
 
 use crate::error::Result;
-use crate::limits::{CONNECT_TIMEOUT, STALL_TIMEOUT};
+use crate::limits::{CONNECT_TIMEOUT, STALL_TIMEOUT, STOP_POLL};
 use crate::ring::AlignedBuf;
 use std::time::Duration;
 
@@ -45,6 +47,8 @@ impl Default for Terms {
 pub enum Turn {
     /// So many bytes came and lie in the inbox.
     Received(usize),
+    /// So many bytes came of something that is not whole enough yet to lie there.
+    Coming(usize),
     /// The peer closed its end.
     Closed,
     /// The peer's side took some of what was sent.
@@ -72,10 +76,10 @@ pub trait Transport: Send {
     /// Waits for bytes from the peer and adds them to the inbox. `false`: the peer closed its end.
     fn receive(&mut self, inbox: &mut Inbox) -> Result<bool> {
         loop {
-            match self.turn(Some(inbox))? {
+            match self.turn(Some(inbox), STOP_POLL)? {
                 Turn::Received(_) => return Ok(true),
                 Turn::Closed => return Ok(false),
-                Turn::Sent | Turn::Paced | Turn::Nothing => {}
+                Turn::Coming(_) | Turn::Sent | Turn::Paced | Turn::Nothing => {}
             }
         }
     }
@@ -100,6 +104,11 @@ pub trait Transport: Send {
     }
 
     /// Waits for what was sent to go on and, where there is an inbox, for bytes from the peer: for no longer than
-    /// `STOP_POLL` where the transport looks at the clock at all.
-    fn turn(&mut self, inbox: Option<&mut Inbox>) -> Result<Turn>;
+    /// `limit`, `STOP_POLL` at most, where the transport looks at the clock at all.
+    fn turn(&mut self, inbox: Option<&mut Inbox>, limit: Duration) -> Result<Turn>;
+
+    /// The same transport as one that can have further connections, where it can.
+    fn lanes(&mut self) -> Option<&mut dyn Lanes> {
+        None
+    }
 }

@@ -41,7 +41,7 @@ impl Patience {
     pub fn turned(&mut self, turn: Turn, now: Instant) {
         match turn {
             Turn::Sent | Turn::Paced => self.begin(now),
-            Turn::Received(bytes) => {
+            Turn::Received(bytes) | Turn::Coming(bytes) => {
                 self.trickle += bytes;
                 self.heard = now;
             }

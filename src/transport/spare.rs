@@ -1,8 +1,7 @@
-//! Outgoing buffers of a stream. Each is made when it is first needed and lies alone: a receiver, which answers with a
+//! Buffers of a connection. Each is made when it is first needed and lies alone: a receiver, which answers with a
 //! few bytes, keeps a few pages, where one arena for all of them would be a huge page from its first byte on.
 
 use crate::error::{Context, Kind, Result};
-use crate::limits::TRANSPORT_BUFFERS;
 use crate::ring::AlignedBuf;
 
 /// Those that are free, and how many may still be made.
@@ -14,9 +13,9 @@ pub struct Spare {
 }
 
 impl Spare {
-    /// Buffers of this size, none of them made.
-    pub fn new(buffer_bytes: usize) -> Spare {
-        Spare { free: Vec::new(), unmade: TRANSPORT_BUFFERS, buffer_bytes }
+    /// So many buffers of this size, none of them made.
+    pub fn new(count: usize, buffer_bytes: usize) -> Spare {
+        Spare { free: Vec::new(), unmade: count, buffer_bytes }
     }
 
     /// Whether all are out.
@@ -46,12 +45,12 @@ mod tests {
 
     #[test]
     fn one_that_comes_back_goes_before_one_that_is_not_made() {
-        let mut spare = Spare::new(4096);
+        let mut spare = Spare::new(3, 4096);
         let mut first = spare.take().unwrap().unwrap();
         first[0] = 7;
         spare.put(first);
         assert_eq!(spare.take().unwrap().unwrap()[0], 7);
-        assert_eq!(std::iter::from_fn(|| spare.take().unwrap()).count(), TRANSPORT_BUFFERS - 1);
+        assert_eq!(std::iter::from_fn(|| spare.take().unwrap()).count(), 2);
         assert!(spare.is_empty());
     }
 }

@@ -6,7 +6,7 @@
 use super::spare::Spare;
 use super::{Inbox, Pace, Transport, Turn};
 use crate::error::{Context, Error, Kind, Result};
-use crate::limits::{BLOCK_BYTES, STOP_POLL, TRANSMIT_BYTES, TRANSPORT_BUFFER_BYTES};
+use crate::limits::{BLOCK_BYTES, STOP_POLL, TRANSMIT_BYTES, TRANSPORT_BUFFER_BYTES, TRANSPORT_BUFFERS};
 use crate::ring::{self, Action, AlignedBuf, Choice, Completion, Engine, Request};
 use nix::fcntl::{FcntlArg, fcntl};
 use std::collections::VecDeque;
@@ -93,7 +93,7 @@ impl Stream {
             reader: Arc::new(reader),
             writer: Arc::new(writer),
             engine,
-            free: Spare::new(buffer_bytes),
+            free: Spare::new(TRANSPORT_BUFFERS, buffer_bytes),
             queue: VecDeque::new(),
             sending: None,
             receiving: false,
@@ -142,12 +142,12 @@ impl Stream {
 
     /// Takes one completion, or looks at the stop flag and the deadline. Whether some of what is sent was taken, or
     /// a limit holds something back.
-    fn step(&mut self) -> Result<Turn> {
+    fn step(&mut self, limit: Duration) -> Result<Turn> {
         if let Some(what) = self.deadline.missed() {
             return Err(Error::new(Kind::Transient, format!("{} took too long for {what}: connection given up", self.peer)));
         }
         let held = self.held();
-        let limit = held.map_or(STOP_POLL, |held| held.min(STOP_POLL));
+        let limit = held.map_or(limit, |held| held.min(limit));
         if self.engine.in_flight() == 0 && held.is_some() {
             std::thread::sleep(limit);
         }
@@ -251,7 +251,7 @@ impl Transport for Stream {
             if !self.is_sending() {
                 return Err(Error::new(Kind::Failed, "every transport buffer is in the sender's own hands"));
             }
-            self.step()?;
+            self.step(STOP_POLL)?;
         }
     }
 
@@ -281,7 +281,7 @@ impl Transport for Stream {
 
     fn flush(&mut self) -> Result<()> {
         while self.is_sending() {
-            self.step()?;
+            self.step(STOP_POLL)?;
         }
         self.check_sending()
     }
@@ -292,14 +292,14 @@ impl Transport for Stream {
         Ok(!self.is_sending())
     }
 
-    fn turn(&mut self, inbox: Option<&mut Inbox>) -> Result<Turn> {
-        let Some(inbox) = inbox else { return self.step() };
+    fn turn(&mut self, inbox: Option<&mut Inbox>, limit: Duration) -> Result<Turn> {
+        let Some(inbox) = inbox else { return self.step(limit) };
         // A wait that ended otherwise left its receive with the engine: it is taken up again.
         if !self.receiving && self.received.is_none() && self.receive_at.is_none_or(|at| Instant::now() >= at) {
             self.receive_at = None;
             self.start_receive(inbox)?;
         }
-        let turn = if self.received.is_none() { self.step()? } else { Turn::Nothing };
+        let turn = if self.received.is_none() { self.step(limit)? } else { Turn::Nothing };
         let Some(done) = self.received.take() else { return Ok(turn) };
         let buffer = done.buffer.ok_or_else(|| Error::new(Kind::Failed, "a receive came back without its buffer"))?;
         let bytes = *done.result.as_ref().unwrap_or(&0);
@@ -315,7 +315,6 @@ impl Transport for Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits::TRANSPORT_BUFFERS;
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
     use std::thread;
@@ -465,13 +464,13 @@ mod tests {
             assert!(!a.is_flushed().unwrap());
             io::Write::write_all(&mut &other, b"busy").unwrap();
             while inbox.is_lent() || inbox.unread().is_empty() {
-                assert!(!matches!(a.turn(Some(&mut inbox)).unwrap(), Turn::Closed));
+                assert!(!matches!(a.turn(Some(&mut inbox), STOP_POLL).unwrap(), Turn::Closed));
             }
             assert_eq!(inbox.unread(), b"busy");
             // With a receive under way, room comes back as the peer takes what was sent.
             let taking = thread::spawn(move || io::copy(&mut &other, &mut io::sink()).unwrap());
             while !a.is_flushed().unwrap() {
-                a.turn(Some(&mut inbox)).unwrap();
+                a.turn(Some(&mut inbox), STOP_POLL).unwrap();
             }
             assert!(inbox.is_lent() && a.has_room().unwrap());
             a.shut_down();

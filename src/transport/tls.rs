@@ -38,14 +38,19 @@ const SEALED_BYTES: usize = TRANSPORT_BUFFER_BYTES / 2;
 pub enum Protocol {
     /// A session of frames, for paired hosts.
     Session,
+    /// A further connection of a session, for paired hosts.
+    Lane,
     /// A token is handed in by a host that is not paired yet.
     Pairing,
 }
 
 impl Protocol {
+    const ALL: [Protocol; 3] = [Protocol::Session, Protocol::Lane, Protocol::Pairing];
+
     fn name(self) -> &'static [u8] {
         match self {
             Protocol::Session => b"blockferry/1",
+            Protocol::Lane => b"blockferry-lane/1",
             Protocol::Pairing => b"blockferry-pairing/1",
         }
     }
@@ -395,8 +400,11 @@ pub fn accept(raw: Raw, own: &OwnKey, admit: Admit) -> Result<Tls> {
             }
         }
     };
-    let pairing = accepted.client_hello().alpn().is_some_and(|mut names| names.any(|name| name == Protocol::Pairing.name()));
-    let protocol = if pairing { Protocol::Pairing } else { Protocol::Session };
+    let asked = accepted
+        .client_hello()
+        .alpn()
+        .and_then(|mut names| names.find_map(|name| Protocol::ALL.into_iter().find(|one| one.name() == name)));
+    let protocol = asked.unwrap_or(Protocol::Session);
     let judge = Judge { provider: provider.clone(), admits: Box::new(move |pin| admit(protocol, pin)), shown: names.shown.clone() };
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -442,6 +450,8 @@ pub struct Tls {
     sealed: Inbox,
     /// The one buffer that is filled before it is encrypted.
     plain: Option<AlignedBuf>,
+    /// What is told once the bytes before it are taken.
+    late: Option<Error>,
 }
 
 impl Tls {
@@ -476,7 +486,7 @@ impl Tls {
         connection.set_buffer_limit(None);
         let sealed = Inbox::new(SEALED_BYTES)?;
         let plain = AlignedBuf::new(TRANSPORT_BUFFER_BYTES).context(Kind::Failed, || "allocate transport buffers")?;
-        Ok(Tls { stream, connection, names, protocol, sealed, plain: Some(plain) })
+        Ok(Tls { stream, connection, names, protocol, sealed, plain: Some(plain), late: None })
     }
 
     /// The name of the key that the other end proved to hold.
@@ -508,45 +518,79 @@ impl Tls {
         Ok(())
     }
 
-    /// Decrypts what came into the inbox's free room. Whether there was anything.
-    fn open_into(&mut self, inbox: &mut Inbox) -> Result<bool> {
-        if inbox.room() == 0 {
-            inbox.reserve(inbox.unread().len() + BLOCK_BYTES)?;
+    /// Decrypts what came into this room. How many bytes there were; an error behind some of them is told next time.
+    fn open(&mut self, room: &mut [u8]) -> Result<usize> {
+        if let Some(late) = self.late.take() {
+            return Err(late);
         }
-        let Some((mut buffer, at)) = inbox.lend() else { return Err(Error::new(Kind::Failed, "the inbox's buffer is still lent out")) };
-        let mut filled = at;
-        let result = loop {
-            match self.connection.reader().read(&mut buffer[filled..]) {
-                Ok(bytes) if bytes > 0 => {
-                    filled += bytes;
-                    if filled == buffer.len() {
-                        break Ok(());
-                    }
-                    continue;
+        let mut filled = 0;
+        while filled < room.len() {
+            match self.open_some(&mut room[filled..]) {
+                Ok(Some(bytes)) => filled += bytes,
+                Ok(None) => break,
+                Err(error) if filled > 0 => {
+                    self.late = Some(error);
+                    break;
                 }
-                // Nothing decrypted is left, or the peer said goodbye.
-                Ok(_) => break Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => break Err(Error::because(Kind::Transient, format!("receive from {}", self.names.peer), error)),
+                Err(error) => return Err(error),
             }
-            let mut sealed = self.sealed.unread();
-            let before = sealed.len();
-            if before == 0 {
-                break Ok(());
+        }
+        Ok(filled)
+    }
+
+    /// Some of what is decrypted, or none yet because there is more to decrypt. `None`: that was all.
+    fn open_some(&mut self, room: &mut [u8]) -> Result<Option<usize>> {
+        match self.connection.reader().read(room) {
+            Ok(bytes) if bytes > 0 => return Ok(Some(bytes)),
+            // Nothing decrypted is left, or the peer said goodbye.
+            Ok(_) => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(Error::because(Kind::Transient, format!("receive from {}", self.names.peer), error)),
+        }
+        let mut sealed = self.sealed.unread();
+        let before = sealed.len();
+        if before == 0 || self.connection.read_tls(&mut sealed).context(Kind::Failed, || "take in encrypted bytes")? == 0 {
+            return Ok(None);
+        }
+        let taken = before - sealed.len();
+        self.sealed.consume(taken);
+        self.connection.process_new_packets().map_err(|cause| self.names.damage(cause))?;
+        Ok(Some(0))
+    }
+
+    /// One turn of waiting for bytes of the peer, which go to this room: see [`Transport::turn`].
+    pub fn turn_into(&mut self, room: &mut [u8], limit: Duration) -> Result<Turn> {
+        let bytes = self.open(room)?;
+        if bytes > 0 {
+            return Ok(Turn::Received(bytes));
+        }
+        if self.peer_said_goodbye() {
+            return Ok(Turn::Closed);
+        }
+        // Answers of TLS itself: an alert, a new key. Where nothing can be sent any more, the peer may have said why.
+        if self.connection.wants_write() && self.stream.has_room().unwrap_or(false) {
+            match self.pump() {
+                Err(error) if error.kind() != Kind::Transient => return Err(error),
+                _ => {}
             }
-            match self.connection.read_tls(&mut sealed) {
-                Ok(0) => break Ok(()),
-                Ok(_) => {}
-                Err(error) => break Err(Error::because(Kind::Failed, "take in encrypted bytes", error)),
-            }
-            let taken = before - sealed.len();
-            self.sealed.consume(taken);
-            if let Err(cause) = self.connection.process_new_packets() {
-                break Err(self.names.damage(cause));
-            }
-        };
-        inbox.give_back(buffer, filled - at);
-        result.map(|()| filled > at)
+        }
+        if !self.sealed.unread().is_empty() {
+            return Ok(Turn::Nothing);
+        }
+        match self.stream.turn(Some(&mut self.sealed), limit)? {
+            Turn::Closed => Err(self.names.cut()),
+            // What is encrypted says nothing yet: the next turn opens it.
+            Turn::Received(_) => Ok(Turn::Nothing),
+            other => Ok(other),
+        }
+    }
+
+    /// Sends both, one behind the other. Where there is room ([`Transport::has_room`]) for what fits a buffer, nothing is waited for.
+    pub fn send_both(&mut self, head: &[u8], body: &[u8]) -> Result<()> {
+        let mut writer = self.connection.writer();
+        let taken = writer.write_all(head).and_then(|()| writer.write_all(body));
+        taken.context(Kind::Failed, || format!("encrypt what goes to {}", self.names.peer))?;
+        self.pump()
     }
 
     fn peer_said_goodbye(&mut self) -> bool {
@@ -564,10 +608,9 @@ impl Transport for Tls {
     }
 
     fn send(&mut self, buffer: AlignedBuf, bytes: usize) -> Result<()> {
-        let taken = self.connection.writer().write_all(&buffer[..bytes]);
+        let sent = self.send_both(&[], &buffer[..bytes]);
         self.plain = Some(buffer);
-        taken.context(Kind::Failed, || format!("encrypt what goes to {}", self.names.peer))?;
-        self.pump()
+        sent
     }
 
     fn flush(&mut self) -> Result<()> {
@@ -594,31 +637,15 @@ impl Transport for Tls {
         Ok(self.stream.is_flushed()? && !self.connection.wants_write())
     }
 
-    fn turn(&mut self, inbox: Option<&mut Inbox>) -> Result<Turn> {
-        let Some(inbox) = inbox else { return self.stream.turn(None) };
-        let before = inbox.unread().len();
-        if self.open_into(inbox)? {
-            return Ok(Turn::Received(inbox.unread().len() - before));
+    fn turn(&mut self, inbox: Option<&mut Inbox>, limit: Duration) -> Result<Turn> {
+        let Some(inbox) = inbox else { return self.stream.turn(None, limit) };
+        if inbox.room() == 0 {
+            inbox.reserve(inbox.unread().len() + BLOCK_BYTES)?;
         }
-        if self.peer_said_goodbye() {
-            return Ok(Turn::Closed);
-        }
-        // Answers of TLS itself: an alert, a new key. Where nothing can be sent any more, the peer may have said why.
-        if self.connection.wants_write() && self.stream.has_room().unwrap_or(false) {
-            match self.pump() {
-                Err(error) if error.kind() != Kind::Transient => return Err(error),
-                _ => {}
-            }
-        }
-        if !self.sealed.unread().is_empty() {
-            return Ok(Turn::Nothing);
-        }
-        match self.stream.turn(Some(&mut self.sealed))? {
-            Turn::Closed => Err(self.names.cut()),
-            // What is encrypted says nothing yet: the next turn opens it.
-            Turn::Received(_) => Ok(Turn::Nothing),
-            other => Ok(other),
-        }
+        let Some((mut buffer, at)) = inbox.lend() else { return Err(Error::new(Kind::Failed, "the inbox's buffer is still lent out")) };
+        let turn = self.turn_into(&mut buffer[at..], limit);
+        inbox.give_back(buffer, if let Ok(Turn::Received(bytes)) = turn { bytes } else { 0 });
+        turn
     }
 }
 

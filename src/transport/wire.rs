@@ -1,9 +1,9 @@
 //! A transport that speaks frames: greeting, whole frames in, frames packed into buffers out.
 
 use super::patience::Patience;
-use super::{Inbox, Terms, Transport, Turn};
+use super::{Inbox, Lanes, Terms, Transport, Turn};
 use crate::error::{Error, Kind, Result};
-use crate::format::stream::{self, Frame, FrameKind, HEADER_BYTES, Header, Message, Refusal};
+use crate::format::stream::{self, Frame, FrameKind, HEADER_BYTES, Header, LANES_SINCE, Message, Refusal};
 use crate::limits::*;
 use crate::progress::Witness;
 use crate::ring::AlignedBuf;
@@ -103,7 +103,7 @@ impl Wire {
         if let Some(limit) = self.patience.lost(Instant::now()) {
             return Err(self.give_up(limit));
         }
-        let turn = self.transport.turn(receive.then_some(&mut self.inbox))?;
+        let turn = self.transport.turn(receive.then_some(&mut self.inbox), STOP_POLL)?;
         self.patience.turned(turn, Instant::now());
         Ok(turn)
     }
@@ -120,29 +120,58 @@ impl Wire {
         Error::new(Kind::Transient, message)
     }
 
-    /// Takes pulses from the front of what came. The header behind them, where there is one.
-    fn take_pulses(&mut self) -> Result<Option<Header>> {
+    /// Takes what is the connection's own business from the front of what came: pulses, and the words about further
+    /// connections. The header behind them, where there is one.
+    fn take_own(&mut self) -> Result<Option<Header>> {
         while !self.inbox.is_lent() {
             let Some(header) = stream::header(self.inbox.unread())? else {
                 self.inbox.reserve(HEADER_BYTES)?;
                 return Ok(None);
             };
-            if header.kind != FrameKind::Pulse {
-                return Ok(Some(header));
-            }
-            if self.version < PULSING {
+            let since = match header.kind {
+                FrameKind::Pulse => PULSING,
+                FrameKind::Lanes | FrameKind::Spread => LANES_SINCE,
+                _ => return Ok(Some(header)),
+            };
+            if self.version < since {
                 return Err(unexpected(header.kind));
             }
             self.inbox.reserve(header.frame_bytes())?;
             if self.inbox.unread().len() < header.frame_bytes() {
                 return Ok(None);
             }
-            if let Frame::Message(Message::Pulse(work)) = self.frame(&header)? {
-                self.patience.pulsed(work, header.frame_bytes(), Instant::now());
-            }
+            let frame = self.frame(&header)?;
+            let message = if let Frame::Message(message) = frame { message } else { return Err(unexpected(header.kind)) };
             self.done(&header);
+            match message {
+                Message::Pulse(work) => self.patience.pulsed(work, header.frame_bytes(), Instant::now()),
+                Message::Lanes(offer) => self.lanes(header.kind)?.offered(offer)?,
+                Message::Spread(lanes) if self.inbox.unread().is_empty() => self.lanes(header.kind)?.gather(lanes)?,
+                _ => return Err(unexpected(header.kind)),
+            }
         }
         Ok(None)
+    }
+
+    fn lanes(&mut self, kind: FrameKind) -> Result<&mut dyn Lanes> {
+        self.transport.lanes().ok_or_else(|| unexpected(kind))
+    }
+
+    /// Offers the sender further connections, where there are any to be had and it knows what they are.
+    pub fn offer_lanes(&mut self) -> Result<()> {
+        let offer = self.transport.lanes().filter(|_| self.version >= LANES_SINCE).and_then(|lanes| lanes.offer());
+        offer.map_or(Ok(()), |offer| self.put(&Message::Lanes(offer)))
+    }
+
+    /// Where further connections are open by now, what follows goes over them. Only between two frames.
+    fn spread(&mut self) -> Result<()> {
+        let Some(lanes) = self.transport.lanes().and_then(|lanes| lanes.opened()) else { return Ok(()) };
+        let frame = stream::encode(&Message::Spread(lanes));
+        self.sent_bytes += frame.len() as u64;
+        self.append(&frame)?;
+        // From now on nobody looks after what this connection still has to send.
+        self.flush()?;
+        self.lanes(FrameKind::Spread)?.spread()
     }
 
     /// Waits until the transport says so. What a busy peer says meanwhile is heard: it may get on without taking a
@@ -150,7 +179,7 @@ impl Wire {
     fn wait_until(&mut self, done: fn(&mut dyn Transport) -> Result<bool>) -> Result<()> {
         self.patience.begin(Instant::now());
         while !done(&mut *self.transport)? {
-            let ahead = self.take_pulses()?;
+            let ahead = self.take_own()?;
             if let Some(header) = ahead.filter(|header| header.kind == FrameKind::Abort)
                 && self.inbox.unread().len() >= header.frame_bytes()
                 && let Frame::Message(Message::Abort(refusal)) = self.frame(&header)?
@@ -189,12 +218,18 @@ impl Wire {
     /// Room for a frame of up to `bytes`, in one piece. What is in the buffer so far goes off when it
     /// would not fit behind it.
     pub fn room(&mut self, bytes: usize) -> Result<&mut [u8]> {
+        self.spread()?;
         self.large_bytes = 0;
         if bytes > TRANSPORT_BUFFER_BYTES {
             self.large.resize(bytes, 0);
             self.large_bytes = bytes;
             return Ok(&mut self.large);
         }
+        self.space(bytes)
+    }
+
+    /// Room for a frame, or for a piece of one, that fits a buffer.
+    fn space(&mut self, bytes: usize) -> Result<&mut [u8]> {
         if self.out.as_ref().is_some_and(|(buffer, filled)| filled + bytes > buffer.len()) {
             self.push()?;
         }
@@ -228,7 +263,7 @@ impl Wire {
     }
 
     fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        self.room(bytes.len())?[..bytes.len()].copy_from_slice(bytes);
+        self.space(bytes.len())?[..bytes.len()].copy_from_slice(bytes);
         if let Some((_, filled)) = &mut self.out {
             *filled += bytes.len();
         }
@@ -286,7 +321,7 @@ impl Wire {
     pub fn next_frame(&mut self) -> Result<Option<Header>> {
         self.patience.begin(Instant::now());
         loop {
-            let ahead = self.take_pulses()?;
+            let ahead = self.take_own()?;
             if let Some(header) = ahead {
                 self.inbox.reserve(header.frame_bytes())?;
                 if self.inbox.unread().len() >= header.frame_bytes() {
@@ -296,18 +331,21 @@ impl Wire {
             match self.turn(true)? {
                 Turn::Closed if self.inbox.unread().is_empty() => return Ok(None),
                 Turn::Closed => return Err(Error::new(Kind::Transient, format!("{} closed the connection within a frame", self.peer()))),
-                // On a slow link the peer has a megabyte in its kernel's hands and sees nothing of it go: that its bytes
-                // come is told. Where that fails, what the peer says is still heard.
-                // Not of a trickle: the peer's kernel takes our pulse, which would be progress, and a frame could take for ever.
-                Turn::Received(bytes) if ahead.is_some() => {
-                    self.came += bytes;
-                    if self.came >= BLOCK_BYTES {
-                        let came = std::mem::take(&mut self.came);
-                        let _ = self.worked(came as u64);
-                    }
-                }
+                Turn::Received(bytes) if ahead.is_some() => self.comes(bytes),
+                Turn::Coming(bytes) => self.comes(bytes),
                 _ => {}
             }
+        }
+    }
+
+    /// On a slow link the peer has a megabyte in its kernel's hands and sees nothing of it go: that its bytes come is told.
+    /// Where that fails, what the peer says is still heard. Not of a trickle: the peer's kernel takes our pulse, which would
+    /// be progress, and a frame could take for ever.
+    fn comes(&mut self, bytes: usize) {
+        self.came += bytes;
+        if self.came >= BLOCK_BYTES {
+            let came = std::mem::take(&mut self.came);
+            let _ = self.worked(came as u64);
         }
     }
 

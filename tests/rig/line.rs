@@ -93,9 +93,9 @@ impl Transport for Tap {
         self.alive()?.flush()
     }
 
-    fn turn(&mut self, inbox: Option<&mut Inbox>) -> Result<Turn> {
+    fn turn(&mut self, inbox: Option<&mut Inbox>, limit: Duration) -> Result<Turn> {
         match self.alive() {
-            Ok(inner) => inner.turn(inbox),
+            Ok(inner) => inner.turn(inbox, limit),
             Err(_) => Ok(Turn::Closed),
         }
     }
