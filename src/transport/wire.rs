@@ -145,7 +145,8 @@ impl Wire {
             self.done(&header);
             match message {
                 Message::Pulse(work) => self.patience.pulsed(work, header.frame_bytes(), Instant::now()),
-                Message::Lanes(offer) => self.lanes(header.kind)?.offered(offer)?,
+                // An offer that nobody here can take up is let go by.
+                Message::Lanes(offer) => self.transport.lanes().map_or(Ok(()), |lanes| lanes.offered(offer))?,
                 Message::Spread(lanes) if self.inbox.unread().is_empty() => self.lanes(header.kind)?.gather(lanes)?,
                 _ => return Err(unexpected(header.kind)),
             }
