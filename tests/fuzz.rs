@@ -89,6 +89,9 @@ fn seeds() -> BTreeMap<String, Vec<u8>> {
     let mut all = BTreeMap::new();
     let mut seed = |name: &str, bytes: Vec<u8>| assert!(all.insert(name.to_owned(), bytes).is_none(), "{name} twice");
     seed("stream/greeting", behind(0, greeting().as_bytes()));
+    for (at, bytes) in golden("lane-v1.hex").iter().enumerate() {
+        seeds.insert(format!("stream/lane-{at}"), behind(0, bytes));
+    }
     for version in stream::VERSIONS {
         for (at, frame) in golden(&format!("stream-v{version}.hex")).into_iter().enumerate() {
             let kind = stream::header(&frame).expect("a golden frame").expect("a whole one").kind;

@@ -10,6 +10,7 @@ use blockferry::disk::ram::RamDisk;
 use blockferry::error::Kind;
 use blockferry::extent::{ExtentIndex, Geometry};
 use blockferry::format::journal::{ALIGN_BYTES, Belongs, Chain, align};
+use blockferry::format::lane::{Join, PieceHead};
 use blockferry::format::manifest::{About, PAGE_ZERO};
 use blockferry::format::stream::{self, *};
 use blockferry::receiver::Walk;
@@ -249,6 +250,32 @@ fn stream_version_3_is_what_it_was() {
     let golden = golden("stream-v3.hex", "stream version 3: the frame that version 2 has not, docs/format/stream.md", &now);
     assert!(matches!(read(&golden[0].1).1, Frame::Message(back) if back == part));
     assert_eq!(stream::agree("blockferry 0.1.0 stream 1-3").unwrap(), 3);
+}
+
+/// Version 4 is version 3 and two frames more.
+#[test]
+fn stream_version_4_is_what_it_was() {
+    let frames = [Message::Lanes(LaneOffer { token: [0x21; 16], most: 0x0304 }), Message::Spread(0x0102)];
+    let now = frames.clone().map(|frame| (name_of(&stream::encode(&frame)), stream::encode(&frame)));
+    let golden = golden("stream-v4.hex", "stream version 4: the frames that version 3 has not, docs/format/stream.md", &now);
+    for (frame, (_, bytes)) in frames.iter().zip(&golden) {
+        assert!(matches!(read(bytes).1, Frame::Message(back) if back == *frame));
+    }
+    assert_eq!(stream::agree("blockferry 0.1.0 stream 1-4").unwrap(), 4);
+}
+
+#[test]
+fn lane_version_1_is_what_it_was() {
+    let (join, head) = (Join { token: [0x21; 16] }, PieceHead { number: 0x0102_0304_0506_0708, bytes: 0x0f_0001 });
+    let now = [("Join".to_owned(), join.encode().to_vec()), ("the head of a piece".to_owned(), head.encode().to_vec())];
+    let golden = golden(
+        "lane-v1.hex",
+        "lane version 1: what a further connection begins with, and what stands before each piece, docs/format/lane.md",
+        &now,
+    );
+    let bytes = |at: usize| golden[at].1.as_slice();
+    assert_eq!(Join::decode(bytes(0).try_into().unwrap()).unwrap(), join);
+    assert_eq!(PieceHead::decode(bytes(1).try_into().unwrap()).unwrap(), head);
 }
 
 #[test]

@@ -2,10 +2,11 @@
 
 use super::bytes::Bytes;
 use blockferry::extent::Geometry;
+use blockferry::format::lane::{Join, PieceHead};
 use blockferry::format::stream::{self, Frame, FrameKind, HEADER_BYTES, Header};
 
 /// Every kind of frame.
-pub const KINDS: [FrameKind; 17] = [
+pub const KINDS: [FrameKind; 19] = [
     FrameKind::Hello,
     FrameKind::Welcome,
     FrameKind::Refuse,
@@ -23,6 +24,8 @@ pub const KINDS: [FrameKind; 17] = [
     FrameKind::Seal,
     FrameKind::Pulse,
     FrameKind::Part,
+    FrameKind::Lanes,
+    FrameKind::Spread,
 ];
 
 /// A frame of this kind with this body and checks that hold. Of a Data frame only the front may be checked.
@@ -41,6 +44,14 @@ pub fn run(data: &[u8]) {
         let line = bytes.0.split(|byte| *byte == b'\n').next().unwrap_or_default();
         if let Ok(line) = std::str::from_utf8(line) {
             let _ = stream::agree(line);
+        }
+        // What a further connection begins with has no length of its own to believe.
+        let (join, head) = (bytes.0.first_chunk().map(Join::decode), bytes.0.first_chunk().map(PieceHead::decode));
+        if let (Some(Ok(join)), Some(first)) = (join, bytes.0.first_chunk()) {
+            assert_eq!(join.encode(), *first);
+        }
+        if let (Some(Ok(head)), Some(first)) = (head, bytes.0.first_chunk()) {
+            assert_eq!(head.encode(), *first);
         }
         return walk(bytes.0);
     }

@@ -48,6 +48,8 @@ impl<'a> Route<'a> {
             purpose,
             overwrite,
             compress,
+            shards: self.job.shards,
+            connections: self.job.connections,
             extent_bytes: self.job.extent_bytes,
             algorithm: self.job.algorithm,
             pin,

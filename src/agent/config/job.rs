@@ -6,7 +6,8 @@ use crate::digest::Algorithm;
 use crate::lvm::Policy;
 use crate::pin::Pin;
 use crate::schedule::{Calendar, Table, Window};
-use crate::sender::Compress;
+use crate::sender::{Compress, Shards};
+use crate::transport::lanes::Connections;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -31,6 +32,10 @@ pub struct Job {
     pub rpo: Option<Duration>,
     /// How hard to compress.
     pub compress: Option<Compress>,
+    /// Threads that read, compare and compress.
+    pub shards: Shards,
+    /// Connections to a receiver daemon.
+    pub connections: Connections,
     /// Extent size of new pairs.
     pub extent_bytes: Option<u32>,
     /// Digest of new pairs.
@@ -161,6 +166,8 @@ impl Job {
             window: entry.window,
             rpo: entry.rpo.map(|span| span.0),
             compress: entry.compress,
+            shards: entry.shards.unwrap_or_default(),
+            connections: entry.connections.unwrap_or_default(),
             extent_bytes: entry.extent_size.map(|size| extent_bytes(size.0)).transpose()?,
             algorithm: entry.hash,
             max_concurrent: entry.max_concurrent.unwrap_or(1),
@@ -185,7 +192,16 @@ impl Job {
             Way::Local => (Remote::default(), None),
         };
         let (extent_bytes, algorithm) = (self.extent_bytes, self.algorithm);
-        Errand { compress: self.compress, extent_bytes, algorithm, pin, ..Errand::new(self.place(volume, receiver), remote) }
+        let (shards, connections) = (self.shards, self.connections);
+        Errand {
+            compress: self.compress,
+            shards,
+            connections,
+            extent_bytes,
+            algorithm,
+            pin,
+            ..Errand::new(self.place(volume, receiver), remote)
+        }
     }
 
     /// Where a volume's replica at a receiver is.

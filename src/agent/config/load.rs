@@ -6,8 +6,9 @@ use super::span::Span;
 use super::typed::{AgentFile, Defaults, Metrics, RetryEntry, SnapshotEntry};
 use crate::error::{Context, Error, Kind, Result};
 use crate::limits::{AGENT_RUNS_DEFAULT, CONNECT_TIMEOUT, QUIET_WAIT_MAX, RETRY_INITIAL, RETRY_MAX, STALL_TIMEOUT, TRANSFERS_DEFAULT};
-use crate::sender::Compress;
+use crate::sender::{Compress, Shards};
 use crate::settings::parse;
+use crate::transport::lanes::Connections;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -128,6 +129,8 @@ pub fn complete(file: &mut AgentFile) {
     file.max_runs.get_or_insert(AGENT_RUNS_DEFAULT);
     let built_in = Defaults {
         compress: Some(Compress::Auto),
+        shards: Some(Shards::Auto),
+        connections: Some(Connections::Auto),
         connect_timeout: Some(Span(CONNECT_TIMEOUT)),
         stall_timeout: Some(Span(STALL_TIMEOUT)),
         retry: Some(RetryEntry { initial: Span(RETRY_INITIAL), max: Span(RETRY_MAX), jitter: 0.3 }),
@@ -142,6 +145,8 @@ pub fn complete(file: &mut AgentFile) {
     for job in &mut file.jobs {
         for from in [&defaults, &built_in] {
             job.compress = job.compress.or(from.compress);
+            job.shards = job.shards.or(from.shards);
+            job.connections = job.connections.or(from.connections);
             job.connect_timeout = job.connect_timeout.or(from.connect_timeout);
             job.stall_timeout = job.stall_timeout.or(from.stall_timeout);
             job.retry = job.retry.or(from.retry);

@@ -5,8 +5,9 @@ use crate::digest::Algorithm;
 use crate::lvm::{CowSize, Room};
 use crate::pin::Pin;
 use crate::schedule::{Calendar, Cron, Table, Window};
-use crate::sender::Compress;
+use crate::sender::{Compress, Shards};
 use crate::settings::Size;
+use crate::transport::lanes::Connections;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -89,6 +90,12 @@ pub struct Defaults {
     /// How hard to compress.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compress: Option<Compress>,
+    /// Threads that read, compare and compress.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shards: Option<Shards>,
+    /// Connections to a receiver daemon.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections: Option<Connections>,
     /// Time for a connection.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connect_timeout: Option<Span>,
@@ -168,6 +175,12 @@ pub struct JobEntry {
     /// How hard to compress.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compress: Option<Compress>,
+    /// Threads that read, compare and compress.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shards: Option<Shards>,
+    /// Connections to a receiver daemon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<Connections>,
     /// Extent size of new pairs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub extent_size: Option<Size>,
