@@ -184,6 +184,17 @@ mod tests {
         assert_eq!(names, ["a", "c"]);
     }
 
+    /// Names were cut without a hash once: what such a version left is found all the same.
+    #[test]
+    fn the_tag_alone_says_what_is_ours_whatever_its_name() {
+        let cut = format!("{}.ferry.0123456789ab", "x".repeat(60));
+        let fake = Fake::new(0, &[snapshot(&cut, "blockferry,blockferry.run=r1")]);
+        let found = leftovers_with(&*fake, None).unwrap();
+        assert_eq!(found[0].name, cut);
+        remove_ours(&*fake, "vg", &found[0].name).unwrap();
+        assert_eq!(fake.names(), [] as [String; 0]);
+    }
+
     #[test]
     fn what_is_gone_is_removed() {
         remove_ours(&*Fake::new(0, &[]), "vg", "old").unwrap();
