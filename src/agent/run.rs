@@ -8,7 +8,7 @@
 //! | snapshots are made | snapshots with our tags whose process is gone | the next run that makes one in any job, `clone`, `doctor --fix` |
 //! | transfers | at each receiver a journal to go on from; the cursor of each pair stays with its last commit | the next run |
 //! | a commit is acknowledged | a pair without its count: its volume is not taken for idle | the next run, with a snapshot |
-//! | snapshots are removed, each as soon as its volume is through | – | – |
+//! | snapshots are removed, each as soon as its volume is through; one that stays is tried again each minute by an agent, and by the next run | – | – |
 //! | the book has the outcome, and what is to be told | a run that is missing in the history only | nobody: `status` tells it from the book; the next run tells what is left |
 //! | the history has its line | nothing | – |
 //!

@@ -9,7 +9,7 @@
 
 use crate::error::{Error, Kind, Result, Within};
 use crate::limits::{COW_EXTEND_PERCENT, POOL_PERCENT_MAX};
-use crate::lvm::leftover::{OWNER_TAG, Owner, RUN_TAG, TAG, remove_ours};
+use crate::lvm::leftover::{OWNER_TAG, Owner, RUN_TAG, TAG, remove_own};
 use crate::lvm::policy::Policy;
 use crate::lvm::report::Lv;
 use crate::lvm::volume::{Volume, row};
@@ -194,18 +194,18 @@ impl Snapshot {
         found.ok_or_else(|| Error::new(Kind::Snapshot, format!("snapshot {label} has vanished: somebody removed it during the run")))
     }
 
-    /// Removes it, and says so if that fails.
+    /// Removes it, and says so if that fails. It is tried again then as long as this process lives.
     pub fn remove(mut self) -> Result<()> {
         self.removed = true;
-        remove_ours(&*self.volume.tools, &self.volume.lv.vg, &self.name)
+        remove_own(&*self.volume.tools, &self.volume.lv.vg, &self.name)
     }
 }
 
 impl Drop for Snapshot {
     fn drop(&mut self) {
         if !self.removed {
-            // Best effort on the way out of another failure: the next start finds it by its tag.
-            let _ = remove_ours(&*self.volume.tools, &self.volume.lv.vg, &self.name);
+            // Best effort on the way out of another failure: it is tried again, and the next start finds it by its tag.
+            let _ = remove_own(&*self.volume.tools, &self.volume.lv.vg, &self.name);
         }
     }
 }
@@ -262,6 +262,7 @@ fn may_be_tagged(run_id: &str) -> Result<()> {
 mod tests {
     use super::*;
     use crate::lvm::fake::{Fake, Row};
+    use crate::lvm::leftover::{leftovers_with, remove_given_up_with};
 
     const RUN: &str = "01999999-aaaa-7bbb-8ccc-0123456789ab";
 
@@ -397,6 +398,23 @@ mod tests {
         assert_eq!(fake.names()[2..], [one.name.clone()]);
         one.remove().unwrap();
         assert_eq!(fake.names(), names);
+    }
+
+    /// The list of what was given up is one for the process: this is the only test that puts something there.
+    #[test]
+    fn a_snapshot_that_could_not_be_removed_is_tried_again_while_its_owner_lives() {
+        let fake = classic();
+        assert!(remove_given_up_with(&*fake).is_empty());
+        let snapshot = create(&fake).unwrap();
+        assert!(leftovers_with(&*fake, None).unwrap()[0].owner_lives);
+        fake.fail_once("lvremove", "no permission");
+        assert!(snapshot.remove().unwrap_err().chain().contains("no permission"));
+        assert!(!leftovers_with(&*fake, None).unwrap()[0].owner_lives, "the next run of this very process would leave it");
+        fake.fail_once("lvremove", "no permission");
+        assert!(remove_given_up_with(&*fake)[0].1.is_err());
+        remove_given_up_with(&*fake).remove(0).1.unwrap();
+        assert_eq!(fake.names(), ["db"]);
+        assert!(remove_given_up_with(&*fake).is_empty());
     }
 
     #[test]
