@@ -382,15 +382,22 @@ fn a_volume_that_nobody_wrote_to_costs_no_read() {
     equal(&images[0].0, stand.near("data"));
     assert_eq!(legs(&stand.json(&["run", "db"])), ["idle 2", "idle 1"]);
     assert_eq!(legs(&stand.json(&["run", "db", "--idle-too"])), ["committed 3", "committed 2"]);
+    // The one of which it is said is read, the other is not.
+    stand.configure(&text("").replace("r-log\"", "r-log\", idle_too = true"));
+    assert_eq!(legs(&stand.json(&["run", "db"])), ["idle 3", "committed 3"]);
+    let planned = stand.run(&["plan", "db", "--brief"]);
+    assert!(planned.stdout.contains("since generation 3") && planned.stdout.matches("since generation").count() == 1, "{planned:?}");
+    stand.configure(&text("idle_too = true"));
+    assert_eq!(legs(&stand.json(&["run", "db"])), ["committed 4", "committed 4"]);
     // What a hook makes somebody write belongs to the moment that the hook is there for.
     let hook = format!(
         "[[job.hook]]\nrun = [\"/bin/sh\", \"-c\", \"[ $1 = post ] || printf x | dd of={} bs=1 seek=70000 conv=notrunc,fsync status=none\", \"hook\"]\n",
         images[1].0.display()
     );
     stand.configure(&format!("{}{hook}", text("")));
-    assert_eq!(legs(&stand.json(&["run", "db"])), ["idle 3", "idle 2"], "nothing to snapshot, no hook");
+    assert_eq!(legs(&stand.json(&["run", "db"])), ["idle 4", "idle 4"], "nothing to snapshot, no hook");
     change_blocks(&images[0].0, [7]);
-    assert_eq!(legs(&stand.json(&["run", "db"])), ["committed 4", "committed 3"]);
+    assert_eq!(legs(&stand.json(&["run", "db"])), ["committed 5", "committed 5"]);
     equal(&images[1].0, stand.near("log"));
 }
 

@@ -136,7 +136,8 @@ impl Pass<'_> {
     fn look(&mut self, due: &[usize], known: &[Option<SourceRecord>]) -> Result<Look> {
         let shelf = &self.round.bench.shelf;
         let mut look = Look::default();
-        for load in Load::of(self.round.routes, due) {
+        let may_be_idle: Vec<usize> = due.iter().copied().filter(|route| !self.round.routes[*route].volume.idle_too).collect();
+        for load in Load::of(self.round.routes, &may_be_idle) {
             let device = device_of(&load.source);
             let Some(counted) = Counted::now(&device) else { continue };
             let (mut idle, mut still) = (Vec::new(), 0);

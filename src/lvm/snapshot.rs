@@ -395,7 +395,7 @@ mod tests {
         let create = |name: &String| Snapshot::create(&fake.volume(name), &Policy::default(), None, RUN).unwrap();
         let (one, other) = (create(&names[0]), create(&names[1]));
         other.remove().unwrap();
-        assert_eq!(fake.names()[2..], [one.name.clone()]);
+        assert_eq!(fake.names()[2..], *std::slice::from_ref(&one.name));
         one.remove().unwrap();
         assert_eq!(fake.names(), names);
     }

@@ -135,6 +135,7 @@ pub fn complete(file: &mut AgentFile) {
         max_concurrent: Some(TRANSFERS_DEFAULT),
         persistent: Some(true),
         random_delay: None,
+        idle_too: Some(false),
         snapshot: None,
         notify: Vec::new(),
     };
@@ -149,6 +150,7 @@ pub fn complete(file: &mut AgentFile) {
             job.max_concurrent = job.max_concurrent.or(from.max_concurrent);
             job.persistent = job.persistent.or(from.persistent);
             job.random_delay = job.random_delay.or(from.random_delay);
+            job.idle_too = job.idle_too.or(from.idle_too);
             job.snapshot = overlay(job.snapshot.take(), from.snapshot.as_ref());
             if job.notify.is_empty() {
                 job.notify.clone_from(&from.notify);
@@ -216,6 +218,17 @@ mod tests {
         assert_eq!(with.jobs[0].max_concurrent, 7);
         assert_eq!(with.jobs[0].snapshot.snapshots.policy.size.to_string(), "fixed:8GiB");
         assert!(config.job("dv").unwrap_err().chain().contains("there is db"));
+    }
+
+    #[test]
+    fn a_volume_says_whether_it_may_be_idle_before_its_job_does_and_the_job_before_all() {
+        let said = |defaults: &str, job: &str, volume: &str| {
+            let text = LEAST.replace("replica = \"db\"", &format!("replica = \"db\"{volume}"));
+            one(&format!("{defaults}{text}{job}\n")).unwrap().jobs[0].volumes[0].idle_too
+        };
+        let (all, job, not) = ("[defaults]\nidle_too = true\n", "idle_too = true", ", idle_too = false");
+        assert!(!said("", "", "") && said(all, "", "") && said("", job, "") && said("", "", ", idle_too = true"));
+        assert!(!said(all, "idle_too = false", "") && !said(all, job, not));
     }
 
     #[test]
