@@ -477,8 +477,26 @@ fn wrong_words_are_answered_with_the_right_ones() {
     stand.run(&["run", "db"]).says(2, &["agent.toml", "config example"]);
     let example = stand.ferry.run(&["config", "example"]);
     stand.configure(&example.stdout);
-    let ended = stand.run(&["config", "check"]);
-    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+    // It is a good one, of volumes that this host does not have.
+    stand.run(&["config", "check"]).says(0, &["its source /dev/vg0/web does not exist", "this host has no replica of this name yet"]);
+}
+
+#[test]
+fn a_job_after_a_replica_that_nothing_here_serves_is_a_mistake() {
+    let stand = Stand::new(&format!("{LOCAL}{}", job("chain", "\"here\"", &["data"], "after = \"replica:mial\"")));
+    fs::write(stand.ferry.path("data"), noise(1, MIB)).expect("an image");
+    let serve = |device: &str| {
+        let text = format!("[[replica]]\nname = \"mail\"\ndevice = {{ file = \"{device}\" }}\n");
+        fs::write(stand.ferry.path("receiver.toml"), text).expect("a configuration");
+    };
+    stand.run(&["config", "check"]).says(0, &["job \"chain\": after = \"replica:mial\"", "no replica of this name yet"]);
+    serve("/srv/mail.img");
+    stand.run(&["config", "check"]).says(2, &["agent.toml: job \"chain\"", "receiver.toml serves none"]);
+    for known in ["mail", "/srv/mail.img"] {
+        stand.configure(&format!("{LOCAL}{}", job("chain", "\"here\"", &["data"], &format!("after = \"replica:{known}\""))));
+        let ended = stand.run(&["config", "check"]);
+        assert!(ended.code == Some(0) && !ended.stderr.contains("no replica"), "{known}: {ended:?}");
+    }
 }
 
 fn appears(path: &Path) {

@@ -1,6 +1,7 @@
 //! Reading agent.toml and what lies in conf.d beside it.
 
 use super::check::check;
+use super::doubts::doubts;
 use super::job::Job;
 use super::span::Span;
 use super::typed::{AgentFile, Defaults, Metrics, RetryEntry, SnapshotEntry};
@@ -92,6 +93,11 @@ impl AgentConfig {
                 format!("there is no job \"{name}\"; there is {}", if names.is_empty() { "none".into() } else { names.join(", ") }),
             )
         })
+    }
+
+    /// What is allowed but deserves a word.
+    pub fn warnings(&self) -> Vec<String> {
+        doubts(&self.jobs)
     }
 
     /// What is in effect, as one file.
@@ -254,6 +260,16 @@ mod tests {
         assert!(said(page, "webhook = \"chat.example/x\"").contains("job \"db\": notify: webhook is an address"));
         assert!(said(page, "mail = \"root\\nBcc: all\"").contains("job \"db\": notify: mail is an address"));
         assert!(said(page, "mail = \"root\"\nexec = [\"x\"]").contains("one of exec, webhook and mail"));
+        let listen = "listen = \"127.0.0.1:9742\"";
+        for wrong in ["127.0.0.1", "127.0.0.1:97420", ":9742", "127.0.0.1:", "::1:9742"] {
+            assert!(said(listen, &format!("listen = \"{wrong}\"")).contains("is not of the form \"ADDRESS:PORT\""), "{wrong}");
+        }
+        assert!(said(listen, "textfile = \"figures.prom\"").contains("textfile = \"figures.prom\" is not an absolute path"));
+        assert!(said("\"/var/lib/blockferry\"", "\"blockferry\"").contains("state_dir = \"blockferry\" is not an absolute path"));
+        assert!(said("dr1.example:7420", "dr1.example:74200").contains("receiver \"dr1\": address = \"dr1.example:74200\" has a port"));
+        for wrong in ["vm.img", "./images/vm.img", "srv/images/vm.img", "../vm.img"] {
+            assert!(said("/srv/images/vm.img", wrong).contains("job \"usb\": source \""), "{wrong}");
+        }
         let twice = LEAST.replace("name = \"db\"", "name = \"db\"\nevery = \"1h\"\ncron = \"0 * * * *\"");
         assert!(one(&twice).unwrap_err().chain().contains("only one of"));
         let two_ways = LEAST.replace("address = \"dr1.example\"", "address = \"dr1.example\"\nssh = \"x\"");
