@@ -251,7 +251,7 @@ fn what_runs_is_stopped_in_every_phase_and_goes_on_from_there() {
     // While it copies; a second run of it never begins.
     keeper.wait("it copies", || keeper.phase("slow") == "copying");
     let (code, said) = keeper.run(&["run", "slow"]);
-    assert!(code == Some(5) && said.contains("in use by process"), "{code:?} {said}");
+    assert!(code == Some(5) && said.contains("in use by process") && said.contains("blockferry abort slow"), "{code:?} {said}");
     stopped(&keeper, "slow");
     keeper.wait("it waits for its schedule", || keeper.seen("slow")["why"] == "schedule" && keeper.seen("slow")["run"].is_null());
     let (code, said) = keeper.run(&["abort", "slow"]);
