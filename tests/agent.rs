@@ -288,7 +288,7 @@ fn what_runs_is_stopped_in_every_phase_and_goes_on_from_there() {
     keeper.wait_current_since("commits", asked);
     equal(keeper.path("b"), receiver.image("b"));
 
-    // A run by hand is stopped by its signal, and its process says so.
+    // A run by hand is stopped by a signal, and its process says what the books say.
     keeper.stop();
     configure(&keeper, slow);
     edit(&keeper.path("a"), 0, &dice.noise(2 << 20));
@@ -296,7 +296,9 @@ fn what_runs_is_stopped_in_every_phase_and_goes_on_from_there() {
     keeper.wait("it runs", || keeper.shelf().runner("slow") == Some(command.id()) && keeper.book("slow").running.is_some());
     std::thread::sleep(Duration::from_millis(dice.roll(1500)));
     stopped(&keeper, "slow");
-    assert_eq!(command.wait().unwrap().code(), Some(143));
+    assert_eq!(command.wait().unwrap().code(), Some(130));
+    let (_, said) = keeper.run(&["history", "slow", "--last", "1"]);
+    assert!(said.contains("stopped"), "{said}");
     configure(&keeper, "");
     let (code, said) = keeper.run(&["run", "slow"]);
     assert_eq!(code, Some(0), "{said}");

@@ -18,6 +18,7 @@ use super::bench::Bench;
 use super::book::{JobBook, Running};
 use super::config::{Job, OnOverflow};
 use super::idle::Counted;
+use super::ledger::Tried;
 use super::outcome::{Cause, Failure, Leg, LegResult, RunReport};
 use super::quiet;
 use super::round::{Again, Landed, Load, Round};
@@ -162,7 +163,7 @@ impl Pass<'_> {
             for (route, record) in &idle {
                 counted.keep(shelf, record, Some(&counted), now)?;
                 let result = LegResult::Idle { generation: record.generation };
-                self.landed.push(Landed { route: *route, result, seconds: 0.0, again: None });
+                self.landed.push(Landed { route: *route, result, seconds: 0.0, again: None, admitted: true });
             }
             if !idle.is_empty() {
                 let routes = idle.iter().map(|(route, _)| *route).collect();
@@ -200,11 +201,11 @@ impl Pass<'_> {
     }
 
     fn land(&mut self, route: usize, result: LegResult) {
-        self.landed.push(Landed { route, result, seconds: 0.0, again: None });
+        self.landed.push(Landed { route, result, seconds: 0.0, again: None, admitted: false });
     }
 
     /// The legs in the order of the configuration, and what each was tried with. What never had its turn says why.
-    fn legs(self, failure: Option<&Failure>) -> (Vec<Leg>, Vec<String>) {
+    fn legs(self, failure: Option<&Failure>) -> (Vec<Leg>, Vec<Tried>) {
         let routes = self.round.routes;
         let state = self.round.bench.shelf.state();
         let mut landed: Vec<Option<Landed>> = routes.iter().map(|_| None).collect();
@@ -213,6 +214,10 @@ impl Pass<'_> {
             let at = one.route;
             landed[at] = Some(one);
         }
+        let mut tried = self.tried;
+        tried.resize(routes.len(), String::new());
+        let admitted = landed.iter().map(|landed| landed.as_ref().is_some_and(|landed| landed.admitted));
+        let tried = tried.into_iter().zip(admitted).map(|(with, admitted)| Tried { with, admitted }).collect();
         let why = failure.map_or_else(String::new, |failure| failure.message.clone());
         let leg = |(route, landed): (&Route<'_>, Option<Landed>)| {
             let known = route.known(state).ok().flatten();
@@ -222,9 +227,6 @@ impl Pass<'_> {
             };
             route.leg(known.as_ref(), result, seconds)
         };
-        let legs = routes.iter().zip(landed).map(leg).collect();
-        let mut tried = self.tried;
-        tried.resize(routes.len(), String::new());
-        (legs, tried)
+        (routes.iter().zip(landed).map(leg).collect(), tried)
     }
 }
