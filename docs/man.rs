@@ -47,7 +47,8 @@ The source's snapshot could not be made, overflowed or was lost.
 The replica or its journal: I/O error or no space.
 .TP
 128+N
-Stopped by signal N. The first SIGINT or SIGTERM stops at a point to go on from, the second at once.
+Stopped by signal N. The first SIGINT or SIGTERM stops at a point to go on from, the second at once. In the history, and
+where \fBabort\fR stopped it, 130.
 "#;
 
 const FILES: &str = r#".SH FILES

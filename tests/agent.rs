@@ -251,7 +251,7 @@ fn what_runs_is_stopped_in_every_phase_and_goes_on_from_there() {
     // While it copies; a second run of it never begins.
     keeper.wait("it copies", || keeper.phase("slow") == "copying");
     let (code, said) = keeper.run(&["run", "slow"]);
-    assert!(code == Some(5) && said.contains("in use by process"), "{code:?} {said}");
+    assert!(code == Some(5) && said.contains("in use by process") && said.contains("blockferry abort slow"), "{code:?} {said}");
     stopped(&keeper, "slow");
     keeper.wait("it waits for its schedule", || keeper.seen("slow")["why"] == "schedule" && keeper.seen("slow")["run"].is_null());
     let (code, said) = keeper.run(&["abort", "slow"]);
@@ -288,7 +288,7 @@ fn what_runs_is_stopped_in_every_phase_and_goes_on_from_there() {
     keeper.wait_current_since("commits", asked);
     equal(keeper.path("b"), receiver.image("b"));
 
-    // A run by hand is stopped by its signal, and its process says so.
+    // A run by hand is stopped by a signal, and its process says what the books say.
     keeper.stop();
     configure(&keeper, slow);
     edit(&keeper.path("a"), 0, &dice.noise(2 << 20));
@@ -296,7 +296,9 @@ fn what_runs_is_stopped_in_every_phase_and_goes_on_from_there() {
     keeper.wait("it runs", || keeper.shelf().runner("slow") == Some(command.id()) && keeper.book("slow").running.is_some());
     std::thread::sleep(Duration::from_millis(dice.roll(1500)));
     stopped(&keeper, "slow");
-    assert_eq!(command.wait().unwrap().code(), Some(143));
+    assert_eq!(command.wait().unwrap().code(), Some(130));
+    let (_, said) = keeper.run(&["history", "slow", "--last", "1"]);
+    assert!(said.contains("stopped"), "{said}");
     configure(&keeper, "");
     let (code, said) = keeper.run(&["run", "slow"]);
     assert_eq!(code, Some(0), "{said}");

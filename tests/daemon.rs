@@ -170,6 +170,13 @@ fn a_token_pairs_two_hosts_once() {
     receiver.wait_for("refused pairing");
     let (code, said) = end(&receiver.run(&["pair", "list"]));
     assert!(code == Some(0) && said.contains("client   prod1") && said.contains("invited  web") && !said.contains("thief"), "{said}");
+    // Invited once more, under whatever name: it may do more, and is called what it was.
+    receiver.run(&["pair", "revoke", "--invites"]);
+    let invited = receiver.run(&["pair", "invite", "--replica", "web", "--address", &receiver.address]);
+    let token = String::from_utf8(invited.stdout).unwrap().trim().to_owned();
+    let (code, said) = end(&agent.run(&["pair", "accept", &token, "--name", "host7"]));
+    assert!(code == Some(0) && said.contains("knows this host as prod1 already") && said.contains("as prod1: "), "{said}");
+    assert_eq!(end(&agent.run(&["clone", image, &target("web")])).0, Some(0));
     assert_eq!(end(&receiver.run(&["pair", "revoke", "prod1"])).0, Some(0));
     let (code, said) = end(&agent.run(&["clone", image, &target("db")]));
     assert!(code == Some(8) && said.contains("does not know this host's key"), "{said}");

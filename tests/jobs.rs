@@ -382,15 +382,22 @@ fn a_volume_that_nobody_wrote_to_costs_no_read() {
     equal(&images[0].0, stand.near("data"));
     assert_eq!(legs(&stand.json(&["run", "db"])), ["idle 2", "idle 1"]);
     assert_eq!(legs(&stand.json(&["run", "db", "--idle-too"])), ["committed 3", "committed 2"]);
+    // The one of which it is said is read, the other is not.
+    stand.configure(&text("").replace("r-log\"", "r-log\", idle_too = true"));
+    assert_eq!(legs(&stand.json(&["run", "db"])), ["idle 3", "committed 3"]);
+    let planned = stand.run(&["plan", "db", "--brief"]);
+    assert!(planned.stdout.contains("since generation 3") && planned.stdout.matches("since generation").count() == 1, "{planned:?}");
+    stand.configure(&text("idle_too = true"));
+    assert_eq!(legs(&stand.json(&["run", "db"])), ["committed 4", "committed 4"]);
     // What a hook makes somebody write belongs to the moment that the hook is there for.
     let hook = format!(
         "[[job.hook]]\nrun = [\"/bin/sh\", \"-c\", \"[ $1 = post ] || printf x | dd of={} bs=1 seek=70000 conv=notrunc,fsync status=none\", \"hook\"]\n",
         images[1].0.display()
     );
     stand.configure(&format!("{}{hook}", text("")));
-    assert_eq!(legs(&stand.json(&["run", "db"])), ["idle 3", "idle 2"], "nothing to snapshot, no hook");
+    assert_eq!(legs(&stand.json(&["run", "db"])), ["idle 4", "idle 4"], "nothing to snapshot, no hook");
     change_blocks(&images[0].0, [7]);
-    assert_eq!(legs(&stand.json(&["run", "db"])), ["committed 4", "committed 3"]);
+    assert_eq!(legs(&stand.json(&["run", "db"])), ["committed 5", "committed 5"]);
     equal(&images[1].0, stand.near("log"));
 }
 
@@ -470,8 +477,26 @@ fn wrong_words_are_answered_with_the_right_ones() {
     stand.run(&["run", "db"]).says(2, &["agent.toml", "config example"]);
     let example = stand.ferry.run(&["config", "example"]);
     stand.configure(&example.stdout);
-    let ended = stand.run(&["config", "check"]);
-    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+    // It is a good one, of volumes that this host does not have.
+    stand.run(&["config", "check"]).says(0, &["its source /dev/vg0/web does not exist", "this host has no replica of this name yet"]);
+}
+
+#[test]
+fn a_job_after_a_replica_that_nothing_here_serves_is_a_mistake() {
+    let stand = Stand::new(&format!("{LOCAL}{}", job("chain", "\"here\"", &["data"], "after = \"replica:mial\"")));
+    fs::write(stand.ferry.path("data"), noise(1, MIB)).expect("an image");
+    let serve = |device: &str| {
+        let text = format!("[[replica]]\nname = \"mail\"\ndevice = {{ file = \"{device}\" }}\n");
+        fs::write(stand.ferry.path("receiver.toml"), text).expect("a configuration");
+    };
+    stand.run(&["config", "check"]).says(0, &["job \"chain\": after = \"replica:mial\"", "no replica of this name yet"]);
+    serve("/srv/mail.img");
+    stand.run(&["config", "check"]).says(2, &["agent.toml: job \"chain\"", "receiver.toml serves none"]);
+    for known in ["mail", "/srv/mail.img"] {
+        stand.configure(&format!("{LOCAL}{}", job("chain", "\"here\"", &["data"], &format!("after = \"replica:{known}\""))));
+        let ended = stand.run(&["config", "check"]);
+        assert!(ended.code == Some(0) && !ended.stderr.contains("no replica"), "{known}: {ended:?}");
+    }
 }
 
 fn appears(path: &Path) {

@@ -47,6 +47,19 @@ fn every_option_and_its_help_is_in_the_page_of_its_command() {
 }
 
 #[test]
+fn every_exit_code_is_explained_in_each_page_and_in_the_readme() {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let pages = man::pages().unwrap();
+    for code in 1..=10 {
+        assert_eq!(readme.matches(&format!("| exit {code} |")).count(), 1, "README.md and exit {code}");
+        assert!(
+            pages.iter().all(|(file, page)| !file.ends_with(".1") || page.contains(&format!(".TP\n{code}\n"))),
+            "a page and exit {code}"
+        );
+    }
+}
+
+#[test]
 fn every_command_is_completed_in_every_shell() {
     let folder = tempfile::tempdir().unwrap();
     man::completions(folder.path()).unwrap();

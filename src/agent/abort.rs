@@ -54,10 +54,11 @@ pub fn abort(shelf: &Shelf, job: &str, stop: &AtomicBool) -> Result<Aborted> {
     }
 }
 
-/// Asks the process that holds the job's lock, which the kernel has just named, to stop.
+/// Asks the process that holds the job's lock, which the kernel has just named, to stop. By the signal whose exit code is
+/// that of a stopped run in the books, too.
 fn signal(job: &str, pid: u32) -> Result<()> {
     let process = i32::try_from(pid).map(Pid::from_raw).context(Kind::Failed, || format!("process {pid} is no process"))?;
-    match kill(process, Signal::SIGTERM) {
+    match kill(process, Signal::SIGINT) {
         // It ended in between.
         Err(nix::errno::Errno::ESRCH) => Ok(()),
         other => other.context(Kind::Failed, || format!("stop process {pid}, which runs job {job}")),

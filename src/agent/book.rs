@@ -259,7 +259,7 @@ impl Shelf {
     /// Takes the job for one run (`Kind::Locked` where another has it): systemd's timers, a person and the
     /// agent all come through here.
     pub fn lock(&self, job: &str) -> Result<Lock> {
-        Lock::take(&self.state.job(job)?, &format!("job {job}"))
+        Lock::take_or(&self.state.job(job)?, &format!("job {job}"), &format!("stop it with `blockferry abort {job}`"))
     }
 
     /// The process that runs the job now.
@@ -348,7 +348,8 @@ mod tests {
     fn one_run_of_a_job_at_a_time() {
         let (_folder, shelf) = shelf();
         let held = shelf.lock("db").unwrap();
-        assert_eq!(shelf.lock("db").unwrap_err().kind(), Kind::Locked);
+        let refused = shelf.lock("db").unwrap_err();
+        assert!(refused.kind() == Kind::Locked && refused.to_string().ends_with("or stop it with `blockferry abort db`"), "{refused}");
         assert_eq!(shelf.runner("db"), Some(std::process::id()));
         shelf.lock("web").unwrap();
         drop(held);

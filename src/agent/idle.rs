@@ -11,6 +11,9 @@
 //! volume lies *still*: it is read as it is, without a snapshot, and believed if the count has not moved when all of it was
 //! read; else a snapshot is made after all. From then on the volume is idle.
 //!
+//! What is written past these counters (by another host to the same LUN, by a program that sends SCSI commands itself) is on
+//! none of them: for such a volume the configuration says `idle_too = true`.
+//!
 //! A receiver is not asked. That its replica is gone or promoted is found by the next write, by verification, or by
 //! `blockferry run --idle-too`.
 

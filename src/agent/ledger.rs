@@ -22,8 +22,17 @@ pub fn open(book: &mut JobBook, running: Running, job: &str, now_ms: u64) -> Opt
     Some(report)
 }
 
-/// A run ended. `tried`: what each of its legs was tried with.
-pub fn close(book: &mut JobBook, report: &RunReport, tried: &[String]) {
+/// How a leg was tried.
+#[derive(Clone, Debug, Default)]
+pub struct Tried {
+    /// Where to, with which key, from which generation.
+    pub with: String,
+    /// The receiver took it on.
+    pub admitted: bool,
+}
+
+/// A run ended. `tried`: how each of its legs was tried.
+pub fn close(book: &mut JobBook, report: &RunReport, tried: &[Tried]) {
     book.running = None;
     note_last(book, report);
     let legs: Vec<LegBook> = report.legs.iter().zip(tried).filter_map(|(leg, tried)| entry(book, leg, tried, report.finished_ms)).collect();
@@ -47,15 +56,16 @@ fn note_last(book: &mut JobBook, report: &RunReport) {
 }
 
 /// A leg's entry after this run; `None`: it has never been tried.
-fn entry(book: &JobBook, leg: &Leg, tried: &str, now_ms: u64) -> Option<LegBook> {
+fn entry(book: &JobBook, leg: &Leg, tried: &Tried, now_ms: u64) -> Option<LegBook> {
     let before = book.leg(&leg.source, &leg.receiver, &leg.replica);
     let failures = before.map_or(0, |before| before.failures);
     let (failure, failures) = match &leg.result {
         LegResult::PassedOver { .. } | LegResult::Planned { .. } => return before.cloned(),
         LegResult::Committed { .. } | LegResult::Idle { .. } => (None, 0),
-        // Stopped by a person: what was wrong before still is, and nothing new is.
+        // Stopped by a person: nothing new is wrong, and what was wrong before still is, unless the receiver took this on.
         LegResult::Failed { failure } if failure.kind() == Kind::Interrupted => {
-            (before.and_then(|before| before.failure.clone()).or_else(|| Some(failure.clone())), failures)
+            let before = before.and_then(|before| before.failure.clone()).filter(|_| !tried.admitted);
+            (before.or_else(|| Some(failure.clone())), failures)
         }
         LegResult::Failed { failure } => (Some(failure.clone()), failures + 1),
     };
@@ -66,7 +76,7 @@ fn entry(book: &JobBook, leg: &Leg, tried: &str, now_ms: u64) -> Option<LegBook>
         tried_ms: now_ms,
         failure,
         failures,
-        tried: tried.to_owned(),
+        tried: tried.with.clone(),
     })
 }
 
@@ -83,8 +93,12 @@ mod tests {
     }
 
     fn ran(book: &mut JobBook, started_ms: u64, results: Vec<LegResult>) {
+        ran_as_far(book, started_ms, results, false);
+    }
+
+    fn ran_as_far(book: &mut JobBook, started_ms: u64, results: Vec<LegResult>, admitted: bool) {
         let legs: Vec<Leg> = results.into_iter().enumerate().map(|(at, result)| leg(&at.to_string(), result)).collect();
-        let tried: Vec<String> = legs.iter().map(|leg| leg.replica.clone()).collect();
+        let tried: Vec<Tried> = legs.iter().map(|leg| Tried { with: leg.replica.clone(), admitted }).collect();
         let report = RunReport {
             run_id: "r".into(),
             job: "db".into(),
@@ -138,6 +152,17 @@ mod tests {
         ran(&mut book, 20, vec![failed(130), failed(130)]);
         assert_eq!((book.failures, book.legs[0].failures, book.legs[1].failures), (1, 0, 1));
         assert_eq!(book.legs[1].failure.as_ref().unwrap().exit, 4);
+    }
+
+    #[test]
+    fn a_refusal_is_over_when_the_receiver_takes_the_transfer_on_whatever_ends_that() {
+        let mut book = JobBook::default();
+        let exit = |book: &JobBook| book.legs[0].failure.as_ref().map(|failure| failure.exit);
+        ran(&mut book, 10, vec![failed(8)]);
+        ran(&mut book, 20, vec![failed(130)]);
+        assert_eq!(exit(&book), Some(8), "it was stopped before anybody could refuse it");
+        ran_as_far(&mut book, 30, vec![failed(130)], true);
+        assert_eq!((exit(&book), book.last_success_ms), (Some(130), None));
     }
 
     #[test]

@@ -121,7 +121,7 @@ pub fn plan(bench: &Bench, job: &Job, cause: Cause, measure: bool, stop: &Arc<At
 
 /// As far as can be told without writing the page cache out.
 fn seems_idle(bench: &Bench, route: &Route<'_>, known: Option<&SourceRecord>) -> Result<bool> {
-    let Some(record) = known else { return Ok(false) };
+    let Some(record) = known.filter(|_| !route.volume.idle_too) else { return Ok(false) };
     let Some(counted) = Counted::now(&device_of(&route.volume.source)) else { return Ok(false) };
     Ok(counted.is_of(bench.shelf.current(&record.relationship)?.as_ref(), record))
 }

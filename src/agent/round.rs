@@ -12,7 +12,7 @@ use super::route::Route;
 use crate::attempt::{self, Delivery, Host, Origin, Reading, Snapshots, Still, Wanted, changed_bytes, device_of, open_all};
 use crate::error::{Error, Kind, Result};
 use crate::format::stream::Purpose;
-use crate::progress::Progress;
+use crate::progress::{Phase, Progress};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -66,6 +66,8 @@ pub struct Landed {
     pub seconds: f64,
     /// Another try may help at once.
     pub again: Option<Again>,
+    /// The receiver took it on: what was wrong before is over, however this ended.
+    pub admitted: bool,
 }
 
 /// What a round works with.
@@ -212,13 +214,16 @@ impl Round<'_> {
         let replicated = attempt::replicate(host, &origin, reading, &deliveries, at_once);
         let seconds = began.elapsed().as_secs_f64();
         troubles.extend(replicated.removed.err());
-        for (route, result) in load.routes.iter().zip(replicated.deliveries) {
+        for ((route, transfer), result) in load.routes.iter().zip(&transfers).zip(replicated.deliveries) {
             match result {
-                Err(error) => landed.push(failed(*route, &error, seconds, again(&error, &room, is_still))),
+                Err(error) => {
+                    let admitted = matches!(transfer.here.phase(), Phase::Transfer | Phase::Commit);
+                    landed.push(Landed { admitted, ..failed(*route, &error, seconds, again(&error, &room, is_still)) });
+                }
                 Ok(report) => {
                     let result = LegResult::of(&report, taken_ms);
                     troubles.extend(self.note_current(*route, &result, counted.as_ref(), &origin, taken_ms).err());
-                    landed.push(Landed { route: *route, result, seconds, again: None });
+                    landed.push(Landed { route: *route, result, seconds, again: None, admitted: true });
                 }
             }
         }
@@ -257,7 +262,7 @@ fn still(load: &Load, origin: &Origin) -> Option<Still> {
 }
 
 fn failed(route: usize, error: &Error, seconds: f64, again: Option<Again>) -> Landed {
-    Landed { route, result: LegResult::Failed { failure: Failure::from(error) }, seconds, again }
+    Landed { route, result: LegResult::Failed { failure: Failure::from(error) }, seconds, again, admitted: false }
 }
 
 /// A snapshot with a store that failed while it was read has overflowed, or somebody removed it.

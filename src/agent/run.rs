@@ -8,7 +8,7 @@
 //! | snapshots are made | snapshots with our tags whose process is gone | the next run that makes one in any job, `clone`, `doctor --fix` |
 //! | transfers | at each receiver a journal to go on from; the cursor of each pair stays with its last commit | the next run |
 //! | a commit is acknowledged | a pair without its count: its volume is not taken for idle | the next run, with a snapshot |
-//! | snapshots are removed, each as soon as its volume is through | – | – |
+//! | snapshots are removed, each as soon as its volume is through; one that stays is tried again each minute by an agent, and by the next run | – | – |
 //! | the book has the outcome, and what is to be told | a run that is missing in the history only | nobody: `status` tells it from the book; the next run tells what is left |
 //! | the history has its line | nothing | – |
 //!
@@ -18,6 +18,7 @@ use super::bench::Bench;
 use super::book::{JobBook, Running};
 use super::config::{Job, OnOverflow};
 use super::idle::Counted;
+use super::ledger::Tried;
 use super::outcome::{Cause, Failure, Leg, LegResult, RunReport};
 use super::quiet;
 use super::round::{Again, Landed, Load, Round};
@@ -136,7 +137,8 @@ impl Pass<'_> {
     fn look(&mut self, due: &[usize], known: &[Option<SourceRecord>]) -> Result<Look> {
         let shelf = &self.round.bench.shelf;
         let mut look = Look::default();
-        for load in Load::of(self.round.routes, due) {
+        let may_be_idle: Vec<usize> = due.iter().copied().filter(|route| !self.round.routes[*route].volume.idle_too).collect();
+        for load in Load::of(self.round.routes, &may_be_idle) {
             let device = device_of(&load.source);
             let Some(counted) = Counted::now(&device) else { continue };
             let (mut idle, mut still) = (Vec::new(), 0);
@@ -161,7 +163,7 @@ impl Pass<'_> {
             for (route, record) in &idle {
                 counted.keep(shelf, record, Some(&counted), now)?;
                 let result = LegResult::Idle { generation: record.generation };
-                self.landed.push(Landed { route: *route, result, seconds: 0.0, again: None });
+                self.landed.push(Landed { route: *route, result, seconds: 0.0, again: None, admitted: true });
             }
             if !idle.is_empty() {
                 let routes = idle.iter().map(|(route, _)| *route).collect();
@@ -199,11 +201,11 @@ impl Pass<'_> {
     }
 
     fn land(&mut self, route: usize, result: LegResult) {
-        self.landed.push(Landed { route, result, seconds: 0.0, again: None });
+        self.landed.push(Landed { route, result, seconds: 0.0, again: None, admitted: false });
     }
 
     /// The legs in the order of the configuration, and what each was tried with. What never had its turn says why.
-    fn legs(self, failure: Option<&Failure>) -> (Vec<Leg>, Vec<String>) {
+    fn legs(self, failure: Option<&Failure>) -> (Vec<Leg>, Vec<Tried>) {
         let routes = self.round.routes;
         let state = self.round.bench.shelf.state();
         let mut landed: Vec<Option<Landed>> = routes.iter().map(|_| None).collect();
@@ -212,6 +214,10 @@ impl Pass<'_> {
             let at = one.route;
             landed[at] = Some(one);
         }
+        let mut tried = self.tried;
+        tried.resize(routes.len(), String::new());
+        let admitted = landed.iter().map(|landed| landed.as_ref().is_some_and(|landed| landed.admitted));
+        let tried = tried.into_iter().zip(admitted).map(|(with, admitted)| Tried { with, admitted }).collect();
         let why = failure.map_or_else(String::new, |failure| failure.message.clone());
         let leg = |(route, landed): (&Route<'_>, Option<Landed>)| {
             let known = route.known(state).ok().flatten();
@@ -221,9 +227,6 @@ impl Pass<'_> {
             };
             route.leg(known.as_ref(), result, seconds)
         };
-        let legs = routes.iter().zip(landed).map(leg).collect();
-        let mut tried = self.tried;
-        tried.resize(routes.len(), String::new());
-        (legs, tried)
+        (routes.iter().zip(landed).map(leg).collect(), tried)
     }
 }

@@ -1,8 +1,9 @@
 //! Verification of a job's replicas: each is compared with what was replicated to it, by the digests that lie here.
-//! Nothing is snapshotted and no source is read, so that a volume in use gives no false alarm.
+//! Nothing is snapshotted and no source is read, so that a volume in use gives no false alarm. What was found stands in the
+//! job's book, whoever asked: it is critical until all of it was compared without a difference, or repaired.
 
 use super::bench::Bench;
-use super::book::VerifyBook;
+use super::book::{Shelf, VerifyBook};
 use super::config::{Job, Receiver, Volume};
 use super::notify;
 use super::outcome::Failure;
@@ -88,6 +89,36 @@ pub fn after(before: &VerifyBook, rounds: u32, failure: Option<Failure>, now_ms:
     book
 }
 
+/// The book after a verification that a person asked for. `whole`: all of every replica was compared, or read anew and
+/// repaired. A part without a difference takes nothing back; what could not be compared was said to who asked.
+pub fn after_hand(before: &VerifyBook, whole: bool, failure: Option<Failure>, now_ms: u64) -> VerifyBook {
+    match failure {
+        Some(failure) if failure.kind() == Kind::Differs => {
+            VerifyBook { failure: Some(failure), differed: true, clean: 0, ..before.clone() }
+        }
+        None if whole => {
+            let (now, clean) = (Some(now_ms), u64::from(before.rounds.max(1)));
+            VerifyBook { last_ms: now, whole_ms: now, failure: None, differed: false, clean, ..before.clone() }
+        }
+        _ => before.clone(),
+    }
+}
+
+/// Writes down what came of a verification that a person asked for, and tells whom it concerns.
+pub fn note_by_hand(shelf: &Shelf, job: &Job, whole: bool, failure: Option<Failure>) -> Result<()> {
+    let now_ms = attempt::now_ms();
+    shelf.change(&job.name, |book| {
+        let before = std::mem::take(&mut book.verify);
+        book.verify = after_hand(&before, whole, failure, now_ms);
+        if book.verify != before {
+            let events = notify::events_of_verify(&before, &book.verify);
+            notify::note(book, job, &events, now_ms);
+        }
+    })?;
+    notify::tell(shelf, job, &[]);
+    Ok(())
+}
+
 /// Compares the next slice of a job's replicas, writes down what came of it, and tells whom it concerns.
 ///
 /// To be called when the job's `verify.schedule` is due, reckoned from [`VerifyBook::last_ms`]. It takes the job's lock:
@@ -148,6 +179,21 @@ mod tests {
         }
         assert_eq!(numbers, [1, 2, 3, 4, 1, 1, 2, 3], "what could not be compared keeps its turn");
         assert_eq!(next_slice(&book, 1), Part::Full);
+    }
+
+    #[test]
+    fn a_person_who_compares_all_of_it_takes_a_difference_back_and_one_who_compares_a_part_does_not() {
+        let differs = after(&VerifyBook::default(), 4, failure(7), 1);
+        for (whole, exit) in [(false, 0), (true, 4), (false, 4)] {
+            assert_eq!(after_hand(&differs, whole, failure(exit).filter(|_| exit != 0), 2), differs, "{whole} {exit}");
+        }
+        let clean = after_hand(&differs, true, None, 2);
+        assert_eq!((clean.differed, &clean.failure, clean.whole_ms, clean.last_ms), (false, &None, Some(2), Some(2)));
+        assert_eq!(number(&clean), number(&differs), "the schedule goes on where it was");
+        // A finding is one, however little was compared.
+        let found = after_hand(&clean, false, failure(7), 3);
+        assert!(found.differed && found.failure == failure(7) && found.last_ms == Some(2), "{found:?}");
+        assert!(after(&found, 4, None, 4).differed, "one slice of four takes nothing back");
     }
 
     #[test]

@@ -146,15 +146,15 @@ impl Origin {
     }
 }
 
-/// Snapshots of ours whose process is gone are removed at each start: they take room and slow their volume
+/// Snapshots of ours whose process is gone, or has given them up, are removed at each start: they take room and slow their volume
 /// down, whether or not this run makes one of its own. One that somebody mounted to look at it is no
 /// reason not to replicate.
 pub(super) fn remove_what_died() {
     let dead = leftovers(None).map(|found| found.into_iter().filter(|leftover| !leftover.owner_lives).collect::<Vec<_>>());
     match dead {
         Ok(dead) => dead.iter().for_each(|leftover| match remove_leftover(leftover) {
-            Ok(()) => log::info(format!("removed {}, left by a run that died", leftover.label())),
-            Err(error) => log::warning(format!("a snapshot of a run that died stays: {}", error.chain())),
+            Ok(()) => log::info(format!("removed {}, left by an earlier run", leftover.label())),
+            Err(error) => log::warning(format!("a snapshot of an earlier run stays: {}", error.chain())),
         }),
         Err(error) => log::warning(error.chain()),
     }

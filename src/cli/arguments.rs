@@ -120,8 +120,8 @@ pub enum Command {
     /// Show the jobs of agent.toml and how they are, and the pairs that are remembered here
     ///
     /// Of each job: its health and the reasons for it, how old its oldest replica is, what is going on, and the
-    /// command to type next. It takes no lock and needs no agent. The exit code says whether there was something to
-    /// show; `monitor` is the command whose exit code is the health.
+    /// command to type next. It takes no lock and needs no agent. Exit 0 however the jobs are: any other code is that of
+    /// a failure to look at them. `monitor` is the command whose exit code is the health.
     Status(StatusOptions),
     /// Show the runs of jobs, the last one at the end
     History(HistoryOptions),
@@ -154,7 +154,7 @@ pub enum Command {
     /// `pair invite` at the receiver prints a token, `pair accept TOKEN` at the sending host hands it in: each then
     /// knows the other's key.
     Pair(PairOptions),
-    /// Check, explain and show configuration files
+    /// Check configuration files, and print what is in effect or an example
     Config(ConfigOptions),
     /// The receiving end: serve the replicas of receiver.toml to paired hosts
     ///

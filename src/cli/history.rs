@@ -7,7 +7,7 @@ use super::text::{aligned, wrapped};
 use super::when::{local, moments};
 use crate::agent::history;
 use crate::agent::outcome::{LegResult, RunReport};
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::settings::{about_duration, amount};
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
@@ -40,7 +40,12 @@ pub fn run(common: &Common, options: &HistoryOptions, output: &Output) -> Result
 }
 
 fn row(run: &RunReport, zone: &TimeZone) -> [String; 6] {
-    let result = run.verdict().map_or("ok".to_owned(), |failure| format!("exit {}", failure.exit));
+    let result = match run.verdict() {
+        None => "ok".to_owned(),
+        // The process ended with the number of its signal, and a run of the agent with none.
+        Some(failure) if failure.kind() == Kind::Interrupted => "stopped".to_owned(),
+        Some(failure) => format!("exit {}", failure.exit),
+    };
     let took = about_duration(Duration::from_millis(run.finished_ms.saturating_sub(run.started_ms)));
     let cause = json!(run.cause).as_str().unwrap_or_default().to_owned();
     [local(run.started_ms, zone), run.job.clone(), result, took, sent(run), cause]

@@ -69,7 +69,7 @@ pub fn main() -> ExitCode {
         Command::Doctor(options) => doctor::run(&arguments.common, &options, &output),
         Command::Manifest(options) => manifest::run(&options, &output),
         Command::Pair(options) => pair::run(&arguments.common, &options, &output),
-        Command::Config(options) => config::run(&options, &output),
+        Command::Config(options) => config::run(&arguments.common, &options, &output),
         Command::Receiver(options) => receiver::run(&arguments.common, &options, &output),
         Command::Sender(options) => sender::run(&arguments.common, &options),
     };

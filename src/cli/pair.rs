@@ -64,10 +64,14 @@ fn invite_one(state: &StateDir, config: Option<&ReceiverConfig>, options: &Invit
 
 fn accept_one(state: &StateDir, options: &AcceptOptions, common: &Common, output: &Output) -> Result<()> {
     let token = pairing::Token::read(&options.token)?;
-    let name = options.name.clone().unwrap_or_else(|| hostname().split('.').next().unwrap_or_default().to_owned());
+    let wish = options.name.clone().unwrap_or_else(|| hostname().split('.').next().unwrap_or_default().to_owned());
     let progress = Progress::new(signals::stop_flag()?);
     let host = Host { state: state.clone(), choice: common.io.into(), terms: Terms::default() };
-    let name = pairing::accept(&host, &token, &name, &progress)?;
+    let name = pairing::accept(&host, &token, &wish, &progress)?;
+    if name != wish {
+        let way_out = format!("`blockferry pair revoke {name}` there and another invitation make it {wish}");
+        output.warn(&format!("{} knows this host as {name} already, and so it stays: {way_out}", token.address));
+    }
     output.line(|| json!({"type": "summary", "command": "pair", "receiver": token.address, "pin": token.pin, "name": name, "replica": token.replica}));
     output.text(format!("paired with {} as {name}: blockferry clone SRC blockferry://{}/{}", token.address, token.address, token.replica));
     Ok(())

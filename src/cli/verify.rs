@@ -6,9 +6,11 @@ use super::clone::{job, terms, warn_if_live};
 use super::configured::Configured;
 use super::output::{Output, differs};
 use super::signals;
+use crate::agent::book::Shelf;
 use crate::agent::config::{AGENT_TOML, AgentConfig};
+use crate::agent::outcome::Failure;
 use crate::agent::route::{Route, routes};
-use crate::agent::verify::{compare, verdict};
+use crate::agent::verify::{Compared, compare, note_by_hand, verdict};
 use crate::attempt::{self, Errand, Host, Report};
 use crate::error::{Context, Error, Kind, Result};
 use crate::format::stream::Purpose;
@@ -20,6 +22,7 @@ use serde_json::{Value, json};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 /// Compares; with `--repair` sends what differs.
@@ -136,47 +139,73 @@ fn of_job(common: &Common, options: &VerifyOptions, part: Part, output: &Output)
     })?;
     let host = Host { state: configured.shelf.state().clone(), choice: common.io.into(), terms: terms(&options.remote) };
     let stop = signals::stop_flag()?;
-    let mut all = Vec::new();
+    let (mut all, mut whole, mut end) = (Vec::new(), true, Ok(()));
     for route in routes(job) {
-        let (from, to) = (route.volume.source.display().to_string(), route.place.to_string());
-        let known = route.known(&host.state)?;
-        let extent_bytes = u64::from(known.map_or(EXTENT_BYTES_DEFAULT, |record| record.extent_bytes));
-        let of = vec![("job", job.name.clone()), ("source", from.clone()), ("target", to.clone())];
-        let mut told = Told { output, extent_bytes, ranges: 0, bytes: 0, of };
-        let (here, there) = (Progress::new(Arc::clone(&stop)), Progress::new(Arc::clone(&stop)));
-        let began = Instant::now();
-        let bar = Bar::show(output, &here, &there);
-        let mut one = compare(&host, &route, part, (&here, &there), &mut |range| told.range(range));
-        drop(bar);
-        match &one.result {
-            Ok(report) if report.counts.changed_extents == 0 => {
-                told.summary(&from, &to, part, report, false, began);
-                let (read, took) = (HumanBytes(report.counts.read_bytes), began.elapsed().as_secs_f64());
-                output.text(format!("{to} is what was replicated from {from}: read {read}, took {took:.2} s"));
-            }
-            Ok(report) => {
-                told.summary(&from, &to, part, report, false, began);
-                let extents = report.counts.changed_extents;
-                output.text(format!("{to} is not what was replicated from {from}: {extents} extents differ, {}", HumanBytes(told.bytes)));
-                if options.repair {
-                    repair(&host, &route, (&here, &there), output)?;
-                    if let Ok(report) = &mut one.result {
-                        report.counts.changed_extents = 0;
-                    }
-                }
-            }
-            Err(error) if error.kind() == Kind::Interrupted => return one.result.map(drop),
-            Err(error) => output.warn(&format!("{from} to {to}: {}", error.chain())),
+        let seen = one_of_job(&host, &route, part, options.repair, &stop, output)?;
+        whole &= seen.whole;
+        all.push(seen.compared);
+        if seen.end.is_err() {
+            (whole, end) = (false, seen.end);
+            break;
         }
-        all.push(one);
     }
-    match verdict(&all) {
+    let failure = verdict(&all);
+    // It was found, whether or not it can be written down.
+    if let Err(error) = Shelf::open(&host.state).and_then(|shelf| note_by_hand(&shelf, job, whole, failure.clone())) {
+        output.warn(&format!("write down what was found: {}", error.chain()));
+    }
+    end?;
+    match failure {
         None => Ok(()),
         Some(failure) if failure.kind() == Kind::Differs => {
             Err(differs(format!("{}; `blockferry verify --repair {}` sends it, with what its source has new", failure.message, job.name)))
         }
         Some(failure) => Err(failure.error()),
     }
+}
+
+/// What became of one replica of a job.
+struct Seen<'a> {
+    compared: Compared<'a>,
+    /// All of it was compared, or read anew and repaired.
+    whole: bool,
+    /// What leaves no turn to the others: a stop, or a repair that failed.
+    end: Result<()>,
+}
+
+fn one_of_job<'a>(host: &Host, route: &Route<'a>, part: Part, repairs: bool, stop: &Arc<AtomicBool>, output: &Output) -> Result<Seen<'a>> {
+    let (from, to) = (route.volume.source.display().to_string(), route.place.to_string());
+    let known = route.known(&host.state)?;
+    let extent_bytes = u64::from(known.map_or(EXTENT_BYTES_DEFAULT, |record| record.extent_bytes));
+    let of = vec![("job", route.job.name.clone()), ("source", from.clone()), ("target", to.clone())];
+    let mut told = Told { output, extent_bytes, ranges: 0, bytes: 0, of };
+    let (here, there) = (Progress::new(Arc::clone(stop)), Progress::new(Arc::clone(stop)));
+    let began = Instant::now();
+    let bar = Bar::show(output, &here, &there);
+    let mut compared = compare(host, route, part, (&here, &there), &mut |range| told.range(range));
+    drop(bar);
+    let (mut whole, mut end) = (part == Part::Full && compared.result.is_ok(), Ok(()));
+    match &mut compared.result {
+        Ok(report) if report.counts.changed_extents == 0 => {
+            told.summary(&from, &to, part, report, false, began);
+            let (read, took) = (HumanBytes(report.counts.read_bytes), began.elapsed().as_secs_f64());
+            output.text(format!("{to} is what was replicated from {from}: read {read}, took {took:.2} s"));
+        }
+        Ok(report) => {
+            told.summary(&from, &to, part, report, false, began);
+            let extents = report.counts.changed_extents;
+            output.text(format!("{to} is not what was replicated from {from}: {extents} extents differ, {}", HumanBytes(told.bytes)));
+            if repairs {
+                end = repair(host, route, (&here, &there), output);
+            }
+            if repairs && end.is_ok() {
+                (whole, report.counts.changed_extents) = (true, 0);
+            }
+        }
+        Err(error) if error.kind() == Kind::Interrupted => end = Err(Failure::from(&*error).error()),
+        Err(error) => output.warn(&format!("{from} to {to}: {}", error.chain())),
+    }
+    Ok(Seen { compared, whole, end })
 }
 
 /// The receiver reads its replica anew, and gets what differs from a snapshot that is made now.

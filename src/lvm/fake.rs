@@ -114,7 +114,11 @@ impl Tools for Fake {
                 let pool = state.rows.iter().find(|row| row.name == origin).unwrap().pool.clone();
                 let attr = if pool.is_empty() { "sri-a-s---" } else { "Vri-a-t--k" };
                 let bytes = after("-L").map_or(100 << 30, |text| text.trim_end_matches('b').parse().unwrap());
-                let row = Row { tags, origin, pool, attr: attr.to_owned(), bytes, ..Row::new(after("-n").unwrap()) };
+                let name = after("-n").unwrap();
+                if state.rows.iter().any(|row| row.name == name) {
+                    return Err(Error::new(Kind::Snapshot, format!("Logical Volume \"{name}\" already exists in volume group \"vg\"")));
+                }
+                let row = Row { tags, origin, pool, attr: attr.to_owned(), bytes, ..Row::new(name) };
                 state.rows.push(row);
                 Ok(String::new())
             }

@@ -7,20 +7,30 @@
 //! | `blockferry.owner=<boot>:<pid>:<start>` | the process that removes it; once that is gone, anybody of us may |
 //!
 //! The owner is why two runs at once do not remove each other's snapshots: between making a snapshot
-//! and opening it, nothing else shows that it is needed.
+//! and opening it, nothing else shows that it is needed. A snapshot that its owner could not remove is
+//! given up: nobody needs it, so a process that lives on tries again as if its owner were gone.
 
 use crate::error::{Context, Error, Kind, Result, Within};
 use crate::limits::{REMOVE_PAUSE, REMOVE_TRIES};
 use crate::lvm::command::{Lvm2, Tools};
 use crate::lvm::report::Lv;
 use crate::lvm::volume::{row, rows};
+use std::collections::BTreeSet;
 use std::fs;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 /// Every snapshot of ours has it.
 pub const TAG: &str = "blockferry";
 pub(super) const RUN_TAG: &str = "blockferry.run=";
 pub(super) const OWNER_TAG: &str = "blockferry.owner=";
+
+/// Snapshots of this process that it could not remove, as `vg/lv`. Their names are those of their runs and never come again.
+static GIVEN_UP: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+fn given_up() -> MutexGuard<'static, BTreeSet<String>> {
+    GIVEN_UP.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A snapshot with our tag.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,19 +45,20 @@ pub struct Leftover {
     pub bytes: u64,
     /// The run it was made for.
     pub run: Option<String>,
-    /// The process that made it still runs; it will remove it itself.
+    /// The process that made it still runs and has not given it up; it will remove it itself.
     pub owner_lives: bool,
 }
 
 impl Leftover {
     fn of(lv: &Lv) -> Leftover {
+        let given_up = given_up().contains(&lv.label());
         Leftover {
             vg: lv.vg.clone(),
             name: lv.name.clone(),
             volume: format!("{}/{}", lv.vg, lv.origin),
             bytes: lv.bytes,
             run: lv.tag_value(RUN_TAG).map(str::to_owned),
-            owner_lives: lv.tag_value(OWNER_TAG).is_some_and(Owner::lives),
+            owner_lives: !given_up && lv.tag_value(OWNER_TAG).is_some_and(Owner::lives),
         }
     }
 
@@ -62,7 +73,7 @@ pub fn leftovers(except_run: Option<&str>) -> Result<Vec<Leftover>> {
     leftovers_with(&Lvm2, except_run)
 }
 
-fn leftovers_with(tools: &dyn Tools, except_run: Option<&str>) -> Result<Vec<Leftover>> {
+pub(super) fn leftovers_with(tools: &dyn Tools, except_run: Option<&str>) -> Result<Vec<Leftover>> {
     let found = rows(tools, &format!("lv_tags={TAG}")).within(|| "look for snapshots of earlier runs")?;
     Ok(found
         .iter()
@@ -77,7 +88,37 @@ pub fn remove_leftover(leftover: &Leftover) -> Result<()> {
     if leftover.owner_lives {
         return Err(Error::new(Kind::Locked, format!("snapshot {} belongs to a run that is still active", leftover.label())));
     }
-    remove_ours(&Lvm2, &leftover.vg, &leftover.name)
+    remove_ours(&Lvm2, &leftover.vg, &leftover.name)?;
+    given_up().remove(&leftover.label());
+    Ok(())
+}
+
+/// Removes a snapshot that this process made. One that cannot be removed is given up.
+pub(super) fn remove_own(tools: &dyn Tools, vg: &str, name: &str) -> Result<()> {
+    let removed = remove_ours(tools, vg, name);
+    if removed.is_err() {
+        given_up().insert(format!("{vg}/{name}"));
+    }
+    removed
+}
+
+/// Tries again to remove what this process had given up: each with what came of it. lvm2 is not asked where there is nothing.
+pub fn remove_given_up() -> Vec<(String, Result<()>)> {
+    remove_given_up_with(&Lvm2)
+}
+
+pub(super) fn remove_given_up_with(tools: &dyn Tools) -> Vec<(String, Result<()>)> {
+    // Nobody waits for lvm2 with the list in his hands.
+    let all: Vec<String> = given_up().iter().cloned().collect();
+    let again = |label: String| {
+        let (vg, name) = label.split_once('/')?;
+        let removed = remove_ours(tools, vg, name);
+        if removed.is_ok() {
+            given_up().remove(&label);
+        }
+        Some((label, removed))
+    };
+    all.into_iter().filter_map(again).collect()
 }
 
 /// Removes a snapshot of ours; one that is gone already is fine, one that is not ours is an error.
@@ -182,6 +223,17 @@ mod tests {
         );
         let names: Vec<String> = leftovers_with(&*fake, Some("r2")).unwrap().into_iter().map(|it| it.name).collect();
         assert_eq!(names, ["a", "c"]);
+    }
+
+    /// Names were cut without a hash once: what such a version left is found all the same.
+    #[test]
+    fn the_tag_alone_says_what_is_ours_whatever_its_name() {
+        let cut = format!("{}.ferry.0123456789ab", "x".repeat(60));
+        let fake = Fake::new(0, &[snapshot(&cut, "blockferry,blockferry.run=r1")]);
+        let found = leftovers_with(&*fake, None).unwrap();
+        assert_eq!(found[0].name, cut);
+        remove_ours(&*fake, "vg", &found[0].name).unwrap();
+        assert_eq!(fake.names(), [] as [String; 0]);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! - [`volume`]: the logical volume behind a path or a name;
 //! - [`policy`]: how much room a classic snapshot gets, and what the volume group keeps;
 //! - [`snapshot`]: a snapshot from its making to its removal;
-//! - [`leftover`]: what earlier runs left behind.
+//! - [`leftover`]: what earlier runs left behind, and what this process could not remove.
 //!
 //! Ownership is by tag: what does not carry the tag `blockferry` is never touched, whatever its
 //! name. After a crash the snapshot stays where it is and the next start finds it by that tag.
@@ -21,7 +21,7 @@ pub mod volume;
 mod fake;
 
 pub use crate::settings::Share as Room;
-pub use leftover::{Leftover, leftovers, remove_leftover};
+pub use leftover::{Leftover, leftovers, remove_given_up, remove_leftover};
 pub use policy::{CowSize, Policy};
 pub use snapshot::{Fill, Prepared, Snapshot};
 pub use volume::Volume;

@@ -9,13 +9,19 @@
 
 use crate::error::{Error, Kind, Result, Within};
 use crate::limits::{COW_EXTEND_PERCENT, POOL_PERCENT_MAX};
-use crate::lvm::leftover::{OWNER_TAG, Owner, RUN_TAG, TAG, remove_ours};
+use crate::lvm::leftover::{OWNER_TAG, Owner, RUN_TAG, TAG, remove_own};
 use crate::lvm::policy::Policy;
 use crate::lvm::report::Lv;
 use crate::lvm::volume::{Volume, row};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// So much of a volume's name is in that of its snapshot …
+const NAME_CHARS_MAX: usize = 60;
+/// … with this many digits of a hash where it is longer.
+const HASH_DIGITS: usize = 16;
 
 /// How full a snapshot is.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -188,18 +194,18 @@ impl Snapshot {
         found.ok_or_else(|| Error::new(Kind::Snapshot, format!("snapshot {label} has vanished: somebody removed it during the run")))
     }
 
-    /// Removes it, and says so if that fails.
+    /// Removes it, and says so if that fails. It is tried again then as long as this process lives.
     pub fn remove(mut self) -> Result<()> {
         self.removed = true;
-        remove_ours(&*self.volume.tools, &self.volume.lv.vg, &self.name)
+        remove_own(&*self.volume.tools, &self.volume.lv.vg, &self.name)
     }
 }
 
 impl Drop for Snapshot {
     fn drop(&mut self) {
         if !self.removed {
-            // Best effort on the way out of another failure: the next start finds it by its tag.
-            let _ = remove_ours(&*self.volume.tools, &self.volume.lv.vg, &self.name);
+            // Best effort on the way out of another failure: it is tried again, and the next start finds it by its tag.
+            let _ = remove_own(&*self.volume.tools, &self.volume.lv.vg, &self.name);
         }
     }
 }
@@ -228,10 +234,20 @@ fn pool_has_room(volume: &Volume) -> Result<()> {
 
 /// `lv.ferry.<end of the run's id>`, so that whoever lists volumes sees what it is.
 fn snapshot_name(lv: &str, run_id: &str) -> String {
-    let lv: String = lv.chars().take(60).collect(); // device-mapper names end at 127
+    let lv = shortened(lv);
     let end: String = run_id.chars().filter(char::is_ascii_alphanumeric).collect();
     let end = &end[end.len().saturating_sub(12)..]; // ASCII, so any index is a boundary
     format!("{lv}.ferry.{end}")
+}
+
+/// A long name is cut, since device-mapper names end at 127. What is left is told apart by a hash of all of it: volumes whose
+/// names differ at their ends only are snapshotted by the same run, and each removes its own.
+fn shortened(lv: &str) -> String {
+    if lv.chars().count() <= NAME_CHARS_MAX {
+        return lv.to_owned();
+    }
+    let kept: String = lv.chars().take(NAME_CHARS_MAX - HASH_DIGITS - 1).collect();
+    format!("{kept}.{:0HASH_DIGITS$x}", xxh3_64(lv.as_bytes()))
 }
 
 fn may_be_tagged(run_id: &str) -> Result<()> {
@@ -246,6 +262,7 @@ fn may_be_tagged(run_id: &str) -> Result<()> {
 mod tests {
     use super::*;
     use crate::lvm::fake::{Fake, Row};
+    use crate::lvm::leftover::{leftovers_with, remove_given_up_with};
 
     const RUN: &str = "01999999-aaaa-7bbb-8ccc-0123456789ab";
 
@@ -370,9 +387,40 @@ mod tests {
         assert_eq!(fake.names(), ["db"]);
     }
 
+    /// Both were `xxx….ferry.<run>` once: the second could not be made, and its end removed the first.
+    #[test]
+    fn volumes_whose_long_names_begin_alike_have_a_snapshot_each_in_one_run() {
+        let names = ["a", "b"].map(|end| format!("{}{end}", "x".repeat(60)));
+        let fake = Fake::new(500, &[Row::new(&names[0]), Row::new(&names[1])]);
+        let create = |name: &String| Snapshot::create(&fake.volume(name), &Policy::default(), None, RUN).unwrap();
+        let (one, other) = (create(&names[0]), create(&names[1]));
+        other.remove().unwrap();
+        assert_eq!(fake.names()[2..], *std::slice::from_ref(&one.name));
+        one.remove().unwrap();
+        assert_eq!(fake.names(), names);
+    }
+
+    /// The list of what was given up is one for the process: this is the only test that puts something there.
+    #[test]
+    fn a_snapshot_that_could_not_be_removed_is_tried_again_while_its_owner_lives() {
+        let fake = classic();
+        assert!(remove_given_up_with(&*fake).is_empty());
+        let snapshot = create(&fake).unwrap();
+        assert!(leftovers_with(&*fake, None).unwrap()[0].owner_lives);
+        fake.fail_once("lvremove", "no permission");
+        assert!(snapshot.remove().unwrap_err().chain().contains("no permission"));
+        assert!(!leftovers_with(&*fake, None).unwrap()[0].owner_lives, "the next run of this very process would leave it");
+        fake.fail_once("lvremove", "no permission");
+        assert!(remove_given_up_with(&*fake)[0].1.is_err());
+        remove_given_up_with(&*fake).remove(0).1.unwrap();
+        assert_eq!(fake.names(), ["db"]);
+        assert!(remove_given_up_with(&*fake).is_empty());
+    }
+
     #[test]
     fn names_stay_within_what_device_mapper_takes() {
         assert_eq!(snapshot_name(&"x".repeat(127), RUN).len(), 60 + ".ferry.".len() + 12);
+        assert_eq!(snapshot_name(&"x".repeat(60), RUN), format!("{}.ferry.0123456789ab", "x".repeat(60)));
         assert_eq!(snapshot_name("db", "r1"), "db.ferry.r1");
         for id in ["", "-", "a b", "a,b", "ä", &"x".repeat(65)] {
             assert!(may_be_tagged(id).is_err(), "{id}");

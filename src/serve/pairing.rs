@@ -123,7 +123,8 @@ pub fn is_anybody_invited(state: &StateDir) -> bool {
     pairing::list::<Invite>(state.path()).is_ok_and(|invites| invites.iter().any(|invite| invite.expires_ms > now_ms()))
 }
 
-/// At the agent: hands the token in under `name` and remembers the receiver. Returns the name enrolled.
+/// At the agent: hands the token in under `name` and remembers the receiver. Returns the name enrolled: that of an earlier
+/// pairing where there was one.
 pub fn accept(host: &Host, token: &Token, name: &str, progress: &Progress) -> Result<String> {
     if token.expires_ms <= now_ms() {
         return Err(Error::new(Kind::Refused, "this token is expired: `blockferry pair invite` at the receiver prints a new one"));
@@ -162,11 +163,11 @@ pub fn enrol(state: &StateDir, tls: &mut Tls, taken_names: &[String]) -> Result<
 /// token and never lets it be used twice.
 fn redeem(state: &StateDir, key: Pin, request: &Request, taken_names: &[String]) -> Result<Enrolled> {
     check_name("client", &request.name).map_err(|what| Error::new(Kind::Refused, what))?;
-    if taken_names.contains(&request.name) {
-        return Err(Error::new(Kind::Refused, format!("the name {} is taken: --name chooses another", request.name)));
-    }
     let clients: Vec<Enrolled> = pairing::list(state.path())?;
-    if clients.iter().any(|client| client.name == request.name && client.key != key) {
+    // A name stands in logs and is what `pair revoke` takes: another token changes what its bearer may do, not what it is called.
+    let known = clients.iter().find(|client| client.key == key).map(|client| client.name.clone());
+    let is_taken = || taken_names.contains(&request.name) || clients.iter().any(|client| client.name == request.name);
+    if known.is_none() && is_taken() {
         return Err(Error::new(Kind::Refused, format!("the name {} is taken: --name chooses another", request.name)));
     }
     let hash = hash_of(&request.secret);
@@ -176,13 +177,13 @@ fn redeem(state: &StateDir, key: Pin, request: &Request, taken_names: &[String])
         let refused = || Error::new(Kind::Refused, "this token is used, expired or taken back: `blockferry pair invite` prints a new one");
         found.map(|at| invites.remove(at)).ok_or_else(refused)
     })?;
-    let enrolled = Enrolled { name: request.name.clone(), key, replicas: vec![invite.replica], since_ms: now_ms() };
+    let name = known.unwrap_or_else(|| request.name.clone());
+    let enrolled = Enrolled { name, key, replicas: vec![invite.replica], since_ms: now_ms() };
     pairing::change(state.path(), |all: &mut Vec<Enrolled>| {
         match all.iter_mut().find(|one| one.key == key) {
             // Invited again: what it may have grows.
             Some(old) => {
-                old.replicas.extend(enrolled.replicas.iter().filter(|new| !old.replicas.contains(new)).cloned().collect::<Vec<_>>());
-                old.name = enrolled.name.clone();
+                old.replicas.extend(enrolled.replicas.iter().filter(|new| !old.replicas.contains(new)).cloned().collect::<Vec<_>>())
             }
             None => all.push(enrolled.clone()),
         }
@@ -269,6 +270,27 @@ mod tests {
         let again = redeem(&state, two, &request("prod3", &secret), &taken).unwrap_err();
         assert!(again.chain().contains("is used"), "{}", again.chain());
         assert!(!is_anybody_invited(&state));
+    }
+
+    #[test]
+    fn a_host_that_is_invited_again_keeps_its_name_and_may_do_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(folder.path()).unwrap();
+        let redeem = |key: &Pin, name: &str, replica: &str| {
+            let token = invite(&state, "dr1", replica, Duration::from_secs(60)).unwrap();
+            redeem(&state, *key, &Request { secret: hex(&token.secret), name: name.into() }, &["web".to_owned()])
+        };
+        let (one, two) = (Pin::of(b"1"), Pin::of(b"2"));
+        redeem(&one, "prod1", "db").unwrap();
+        redeem(&two, "prod2", "db").unwrap();
+        // A name that others have is no hindrance to who has one already.
+        for name in ["host7", "web", "prod2"] {
+            assert_eq!(redeem(&one, name, &format!("{name}-*")).unwrap().name, "prod1", "{name}");
+        }
+        let all: Vec<Enrolled> = pairing::list(state.path()).unwrap();
+        assert_eq!(all.iter().map(|client| client.name.as_str()).collect::<Vec<_>>(), ["prod1", "prod2"]);
+        assert_eq!(all[0].replicas, ["db", "host7-*", "web-*", "prod2-*"]);
+        assert_eq!(redeem(&Pin::of(b"3"), "prod1", "db").unwrap_err().kind(), Kind::Refused);
     }
 
     #[test]

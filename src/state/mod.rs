@@ -39,6 +39,9 @@ pub const HAVE: &str = "have";
 /// Name of the receiver's journal.
 pub const JOURNAL: &str = "journal";
 
+/// The folder whose lock is the agent's, below the state directory.
+const AGENT_POST: &str = "agent/daemon";
+
 /// Name of the file that says which relationship a served replica is.
 const SERVED_AS: &str = "relationship";
 
@@ -129,7 +132,7 @@ impl StateDir {
 
     /// The folder whose lock says which process is the agent.
     pub fn agent_post(&self) -> Result<PathBuf> {
-        let folder = self.root.join("agent/daemon");
+        let folder = self.root.join(AGENT_POST);
         make_dir(&folder)?;
         Ok(folder)
     }

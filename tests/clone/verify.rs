@@ -202,6 +202,35 @@ fn a_job_is_compared_with_what_was_replicated_and_not_with_its_volume() {
 }
 
 #[test]
+fn what_a_person_finds_is_critical_until_all_of_it_was_compared_or_repaired() {
+    let (ferry, _, [target, _], config) = job();
+    let verify = |more: &[&str]| ferry.run(&[&["verify", "db", "--config", &config][..], more].concat()).code;
+    let is_critical = |what: bool| {
+        let ended = ferry.run(&["monitor", "db", "--config", &config]);
+        assert_eq!(ended.stdout.contains("verify-mismatch"), what, "{ended:?}");
+    };
+    assert_eq!(verify(&[]), Some(0));
+    is_critical(false);
+    let whole = std::fs::read(&target).unwrap();
+    edit(&target, 2 << 20, &[0; 65536]);
+    assert_eq!(verify(&["--slice", "1/4"]), Some(0), "it lies in another part");
+    is_critical(false);
+    assert_eq!(verify(&["--slice", "3/4"]), Some(7));
+    is_critical(true);
+    assert_eq!(verify(&["--slice", "1/4"]), Some(0));
+    is_critical(true);
+    assert_eq!(verify(&["--slice", "3/4", "--repair"]), Some(0), "a repair reads all of it anew");
+    is_critical(false);
+
+    edit(&target, 0, &[0; 65536]);
+    assert_eq!(verify(&[]), Some(7));
+    is_critical(true);
+    edit(&target, 0, &whole[..65536]);
+    assert_eq!(verify(&[]), Some(0));
+    is_critical(false);
+}
+
+#[test]
 fn a_job_without_a_replica_and_a_name_without_a_job_are_told_apart() {
     let (ferry, source, [target, _], config) = job();
     ferry.run(&["verify", "dv", "--config", &config]).says(2, &["there is no job \"dv\"; there is db, web", "verify SRC DST"]);

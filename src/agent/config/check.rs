@@ -1,9 +1,11 @@
 //! What the types of agent.toml do not say: names that are found, pairs that are one job's alone.
 
-use super::typed::{AgentFile, JobEntry, NotifyEntry};
+use super::typed::{AgentFile, JobEntry, Metrics, NotifyEntry};
 use crate::limits::STALL_TIMEOUT_MIN;
 use crate::settings::check_name;
+use crate::transport::tcp;
 use std::collections::BTreeSet;
+use std::path::{Component, Path};
 
 /// The job that is wrong, if one is, and what is.
 type Wrong = (Option<String>, String);
@@ -11,8 +13,15 @@ type Wrong = (Option<String>, String);
 /// Whether all of it makes sense together.
 pub fn check(file: &AgentFile) -> Result<(), Wrong> {
     let mut names = BTreeSet::new();
+    if let Some(folder) = file.state_dir.as_ref().filter(|folder| !folder.is_absolute()) {
+        return Err((None, format!("state_dir = \"{}\" is not an absolute path", folder.display())));
+    }
+    file.metrics.as_ref().map_or(Ok(()), check_metrics).map_err(|what| (None, what))?;
     for receiver in &file.receivers {
         check_name("receiver", &receiver.name).map_err(|what| (None, what))?;
+        if let Some(address) = receiver.address.as_ref().filter(|address| port_of(&tcp::with_port(address)).is_none()) {
+            return Err((None, format!("receiver \"{}\": address = \"{address}\" has a port that is none", receiver.name)));
+        }
         if !names.insert(&receiver.name) {
             return Err((None, format!("two receivers are called \"{}\"", receiver.name)));
         }
@@ -37,6 +46,29 @@ pub fn check(file: &AgentFile) -> Result<(), Wrong> {
     Ok(())
 }
 
+fn check_metrics(metrics: &Metrics) -> Result<(), String> {
+    if let Some(listen) = metrics.listen.as_ref().filter(|listen| port_of(listen).is_none()) {
+        return Err(format!("[metrics] listen = \"{listen}\" is not of the form \"ADDRESS:PORT\" with a port of 65535 at most"));
+    }
+    match metrics.textfile.as_ref().filter(|file| !file.is_absolute()) {
+        Some(file) => Err(format!("[metrics] textfile = \"{}\" is not an absolute path", file.display())),
+        None => Ok(()),
+    }
+}
+
+/// The port of `ADDRESS:PORT`, where that is what it is.
+fn port_of(address: &str) -> Option<u16> {
+    let (host, port) = address.rsplit_once(':').filter(|(host, _)| !host.is_empty())?;
+    let is_plain = !host.contains(':') || host.starts_with('[') && host.ends_with(']');
+    port.parse().ok().filter(|_| is_plain)
+}
+
+/// Whoever runs a job stands in a folder of his own: a source that went by it would be another one each time.
+fn is_found_from_anywhere(source: &Path) -> bool {
+    let names_of_lvm2 = || source.components().count() == 2 && source.components().all(|part| matches!(part, Component::Normal(_)));
+    source.is_absolute() || names_of_lvm2()
+}
+
 fn check_job(job: &JobEntry) -> Result<(), String> {
     let nothing = [("receivers", job.receivers.is_empty()), ("volumes", job.volumes.is_empty())];
     if let Some((what, _)) = nothing.iter().find(|(_, is_empty)| *is_empty) {
@@ -47,6 +79,9 @@ fn check_job(job: &JobEntry) -> Result<(), String> {
     }
     if job.volumes.iter().any(|volume| volume.source.as_os_str().is_empty() || volume.replica.is_empty()) {
         return Err("a volume has a source and a replica".to_owned());
+    }
+    if let Some(volume) = job.volumes.iter().find(|volume| !is_found_from_anywhere(&volume.source)) {
+        return Err(format!("source \"{}\" is neither an absolute path nor a logical volume as vg/name", volume.source.display()));
     }
     if job.max_concurrent == Some(0) {
         return Err("max_concurrent must not be zero".to_owned());

@@ -1,6 +1,6 @@
 //! A job as it is meant: every default filled in, every name found.
 
-use super::typed::{HookEntry, JobEntry, NotifyEntry, OnOverflow, ReceiverEntry, SnapshotWhen};
+use super::typed::{HookEntry, JobEntry, NotifyEntry, OnOverflow, ReceiverEntry, SnapshotWhen, VolumeEntry};
 use crate::attempt::{Errand, Place, Remote, Snapshots, When};
 use crate::digest::Algorithm;
 use crate::lvm::Policy;
@@ -71,6 +71,8 @@ pub struct Volume {
     pub source: PathBuf,
     /// A name at a receiver daemon, a path elsewhere.
     pub replica: String,
+    /// Read at each run, since not all that is written to it is counted here.
+    pub idle_too: bool,
 }
 
 /// A host that holds replicas.
@@ -159,7 +161,7 @@ impl Job {
         Ok(Job {
             name: entry.name.clone(),
             receivers: entry.receivers.iter().map(named).collect::<Result<_, _>>()?,
-            volumes: entry.volumes.iter().map(|volume| Volume { source: volume.source.clone(), replica: volume.replica.clone() }).collect(),
+            volumes: entry.volumes.iter().map(|volume| Volume::from_entry(volume, entry)).collect(),
             trigger: trigger(entry)?,
             persistent: entry.persistent.unwrap_or(true),
             random_delay: span(entry.random_delay),
@@ -211,6 +213,13 @@ impl Job {
             Way::Shell { host, .. } => Place::Remote { host: host.clone(), path: volume.replica.clone() },
             Way::Local => Place::Local(PathBuf::from(&volume.replica)),
         }
+    }
+}
+
+impl Volume {
+    fn from_entry(volume: &VolumeEntry, job: &JobEntry) -> Volume {
+        let idle_too = volume.idle_too.or(job.idle_too).unwrap_or(false);
+        Volume { source: volume.source.clone(), replica: volume.replica.clone(), idle_too }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Reading agent.toml and what lies in conf.d beside it.
 
 use super::check::check;
+use super::doubts::doubts;
 use super::job::Job;
 use super::span::Span;
 use super::typed::{AgentFile, Defaults, Metrics, RetryEntry, SnapshotEntry};
@@ -95,6 +96,11 @@ impl AgentConfig {
         })
     }
 
+    /// What is allowed but deserves a word.
+    pub fn warnings(&self) -> Vec<String> {
+        doubts(&self.jobs)
+    }
+
     /// What is in effect, as one file.
     pub fn show(&self) -> Result<String> {
         toml::to_string(&self.typed).context(Kind::Failed, || "write the configuration")
@@ -138,6 +144,7 @@ pub fn complete(file: &mut AgentFile) {
         max_concurrent: Some(TRANSFERS_DEFAULT),
         persistent: Some(true),
         random_delay: None,
+        idle_too: Some(false),
         snapshot: None,
         notify: Vec::new(),
     };
@@ -154,6 +161,7 @@ pub fn complete(file: &mut AgentFile) {
             job.max_concurrent = job.max_concurrent.or(from.max_concurrent);
             job.persistent = job.persistent.or(from.persistent);
             job.random_delay = job.random_delay.or(from.random_delay);
+            job.idle_too = job.idle_too.or(from.idle_too);
             job.snapshot = overlay(job.snapshot.take(), from.snapshot.as_ref());
             if job.notify.is_empty() {
                 job.notify.clone_from(&from.notify);
@@ -224,6 +232,17 @@ mod tests {
     }
 
     #[test]
+    fn a_volume_says_whether_it_may_be_idle_before_its_job_does_and_the_job_before_all() {
+        let said = |defaults: &str, job: &str, volume: &str| {
+            let text = LEAST.replace("replica = \"db\"", &format!("replica = \"db\"{volume}"));
+            one(&format!("{defaults}{text}{job}\n")).unwrap().jobs[0].volumes[0].idle_too
+        };
+        let (all, job, not) = ("[defaults]\nidle_too = true\n", "idle_too = true", ", idle_too = false");
+        assert!(!said("", "", "") && said(all, "", "") && said("", job, "") && said("", "", ", idle_too = true"));
+        assert!(!said(all, "idle_too = false", "") && !said(all, job, not));
+    }
+
+    #[test]
     fn a_mistake_is_named_with_its_file_line_and_job() {
         let said = |from: &str, to: &str| {
             assert!(EXAMPLE.contains(from), "{from}");
@@ -246,6 +265,16 @@ mod tests {
         assert!(said(page, "webhook = \"chat.example/x\"").contains("job \"db\": notify: webhook is an address"));
         assert!(said(page, "mail = \"root\\nBcc: all\"").contains("job \"db\": notify: mail is an address"));
         assert!(said(page, "mail = \"root\"\nexec = [\"x\"]").contains("one of exec, webhook and mail"));
+        let listen = "listen = \"127.0.0.1:9742\"";
+        for wrong in ["127.0.0.1", "127.0.0.1:97420", ":9742", "127.0.0.1:", "::1:9742"] {
+            assert!(said(listen, &format!("listen = \"{wrong}\"")).contains("is not of the form \"ADDRESS:PORT\""), "{wrong}");
+        }
+        assert!(said(listen, "textfile = \"figures.prom\"").contains("textfile = \"figures.prom\" is not an absolute path"));
+        assert!(said("\"/var/lib/blockferry\"", "\"blockferry\"").contains("state_dir = \"blockferry\" is not an absolute path"));
+        assert!(said("dr1.example:7420", "dr1.example:74200").contains("receiver \"dr1\": address = \"dr1.example:74200\" has a port"));
+        for wrong in ["vm.img", "./images/vm.img", "srv/images/vm.img", "../vm.img"] {
+            assert!(said("/srv/images/vm.img", wrong).contains("job \"usb\": source \""), "{wrong}");
+        }
         let twice = LEAST.replace("name = \"db\"", "name = \"db\"\nevery = \"1h\"\ncron = \"0 * * * *\"");
         assert!(one(&twice).unwrap_err().chain().contains("only one of"));
         let two_ways = LEAST.replace("address = \"dr1.example\"", "address = \"dr1.example\"\nssh = \"x\"");

@@ -2,6 +2,7 @@
 //! was typed, [`complete`] says what is in effect, [`Job`] is what is meant.
 
 mod check;
+mod doubts;
 mod job;
 mod load;
 mod span;

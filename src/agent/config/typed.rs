@@ -81,6 +81,9 @@ pub struct VolumeEntry {
     pub source: PathBuf,
     /// A name at a receiver daemon, a path elsewhere.
     pub replica: String,
+    /// Read at each run, be it idle or not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_too: Option<bool>,
 }
 
 /// What `[defaults]` may say for every job.
@@ -117,6 +120,9 @@ pub struct Defaults {
     /// Spread over so much time, the same every time on this host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub random_delay: Option<Span>,
+    /// Volumes are read at each run, be they idle or not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_too: Option<bool>,
     /// How snapshots are made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<SnapshotEntry>,
@@ -196,6 +202,9 @@ pub struct JobEntry {
     /// … at most this long.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quiet_wait_max: Option<Span>,
+    /// Volumes are read at each run, be they idle or not; a volume may say otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_too: Option<bool>,
     /// Time for a connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connect_timeout: Option<Span>,

@@ -1,5 +1,5 @@
-//! Looks once a minute at how far behind replicas are, and tells whoever is to be told. In a thread of its own: a
-//! program or a mail host that takes its time holds no schedule up.
+//! Looks once a minute at how far behind replicas are, and tells whoever is to be told; tries again to remove snapshots that
+//! stayed. In a thread of its own: a program or a mail host that takes its time holds no schedule up.
 
 use crate::agent::book::Shelf;
 use crate::agent::config::Job;
@@ -7,6 +7,7 @@ use crate::agent::health::{Code, Look};
 use crate::agent::notify::{Event, tell};
 use crate::limits::{ALARM_INTERVAL, STOP_POLL};
 use crate::log;
+use crate::lvm;
 use jiff::tz::TimeZone;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,6 +29,18 @@ pub fn watch(shelf: &Shelf, jobs: &Listed, zone: &TimeZone, stop: &AtomicBool) {
         if looked.elapsed() >= ALARM_INTERVAL {
             looked = Instant::now();
             look(shelf, &listed(jobs), zone);
+            remove_what_stayed();
+        }
+    }
+}
+
+/// A snapshot that its run could not remove takes room and slows its volume down: the run that is to come may be a day
+/// away. That it stays was told when its run ended.
+fn remove_what_stayed() {
+    for (label, removed) in lvm::remove_given_up() {
+        match removed {
+            Ok(()) => log::info(format!("removed {label}, which its run could not remove")),
+            Err(error) => log::debug(|| error.chain()),
         }
     }
 }

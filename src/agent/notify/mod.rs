@@ -2,7 +2,7 @@
 //! has to decide something.
 //!
 //! What goes on for long is told thinly: of each event of a job the first three times, then once a day; `recovered`
-//! ends that count. What is to be told stands in the job's book before it is sent, and leaves it once it was: a crash
+//! ends that count. What waits for an operator goes on with each run that passes it over. What is to be told stands in the job's book before it is sent, and leaves it once it was: a crash
 //! may tell something twice and loses nothing. A way that fails is a line of the log; it is tried again with the job's
 //! next run. Nothing here ever fails a run.
 
@@ -15,7 +15,7 @@ pub use queue::{Told, Untold, note};
 
 use super::book::{JobBook, Shelf, VerifyBook};
 use super::config::{Job, Occasion};
-use super::outcome::{Failure, LegResult, RunReport};
+use super::outcome::{Failure, Leg, LegResult, RunReport};
 use crate::error::{Kind, Result};
 use crate::log;
 
@@ -41,51 +41,102 @@ impl Event {
         Event { what: Occasion::LagCritical, message: message.into(), run_id: None, exit: None, ends: Vec::new() }
     }
 
-    fn failure(what: Occasion, message: String, run_id: Option<String>, failure: &Failure) -> Event {
-        Event { what, message, run_id, exit: Some(failure.exit), ends: Vec::new() }
+    fn failure(what: Occasion, message: String, failure: &Failure) -> Event {
+        Event { what, message, run_id: None, exit: Some(failure.exit), ends: Vec::new() }
     }
 }
 
 /// What a run says to be told: `before` and `after` are the job's book as they were around it.
 pub fn events_of(before: &JobBook, after: &JobBook, report: &RunReport) -> Vec<Event> {
-    let legs = || report.legs.iter().filter_map(|leg| Some((leg, leg.result.failure()?)));
-    let run_id = Some(report.run_id.clone());
-    let Some(verdict) = report.verdict() else {
-        let waits = |result: &LegResult| matches!(result, LegResult::PassedOver { .. } | LegResult::Planned { .. });
-        let all_well = after.legs.iter().all(|leg| leg.failure.is_none()) && !report.legs.iter().any(|leg| waits(&leg.result));
-        let failed_before = before.failures > 0
-            || before.last.as_ref().is_some_and(|last| last.failure.as_ref().is_some_and(|failure| !passes(failure)))
-            || before.legs.iter().any(|leg| leg.failure.is_some());
-        let told = [Occasion::Failed, Occasion::LagCritical].iter().any(|what| before.told.contains_key(what));
-        if !all_well || !(failed_before || told) {
-            return Vec::new();
-        }
-        let message = match before.failures {
-            0 | 1 => "every replica is current again".to_owned(),
-            failures => format!("every replica is current again after {failures} runs that failed"),
-        };
-        let ends = vec![Occasion::Failed, Occasion::OperatorNeeded, Occasion::LagCritical];
-        return vec![Event { what: Occasion::Recovered, message, run_id, exit: None, ends }];
-    };
-    if passes(&verdict) {
-        return Vec::new();
+    match &report.failure {
+        Some(failure) if passes(failure) => Vec::new(),
+        Some(failure) if needs_operator(failure) => vec![of_run(Occasion::OperatorNeeded, failure.message.clone(), failure.exit, report)],
+        Some(failure) => vec![of_run(Occasion::Failed, failure.message.clone() + &next_try(after), failure.exit, report)],
+        None => events_of_legs(before, after, report),
     }
-    let waiting: Vec<(String, &Failure)> = match &report.failure {
-        Some(failure) => vec![(String::new(), failure)],
-        None => legs().map(|(leg, failure)| (format!("{} to {}: ", leg.source.display(), leg.receiver), failure)).collect(),
-    };
-    let (operator, other): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|(_, failure)| needs_operator(failure));
+}
+
+/// What waits for an operator is told apart from what is tried again by itself, and neither hides the other: while a leg
+/// waits, another may fail and recover.
+fn events_of_legs(before: &JobBook, after: &JobBook, report: &RunReport) -> Vec<Event> {
+    let failing = || report.legs.iter().filter_map(|leg| Some((leg, leg.result.failure()?)));
+    let (mut operator, other): (Vec<Failing<'_>>, Vec<Failing<'_>>) =
+        failing().filter(|(_, failure)| !passes(failure)).partition(|(_, failure)| needs_operator(failure));
+    // A run by schedule passes over what waits: it goes on all the same.
+    operator.extend(report.legs.iter().filter_map(|leg| waiting(leg, after)));
+    let is_over = other.is_empty() && !failing().any(|(_, failure)| passes(failure));
     let mut events = Vec::new();
-    if let Some((place, failure)) = operator.first() {
+    if let Some((leg, failure)) = operator.first() {
         let more = if operator.len() > 1 { format!("; and {} more", operator.len() - 1) } else { String::new() };
-        let message = format!("{place}{}{more}", failure.message);
-        events.push(Event::failure(Occasion::OperatorNeeded, message, run_id.clone(), failure));
+        let message = format!("{}{}{more}", place(leg), failure.message);
+        events.push(of_run(Occasion::OperatorNeeded, message, failure.exit, report));
     }
-    if !other.is_empty() {
-        let retry = after.next_due_ms.map(|due| format!("; next try at {}", message::time(due))).unwrap_or_default();
-        events.push(Event::failure(Occasion::Failed, format!("{}{retry}", verdict.message), run_id, &verdict));
+    if let Some((leg, first)) = other.first() {
+        let what = match other.len() {
+            1 => format!("{}{}", place(leg), first.message),
+            number => format!("{number} of {} transfers failed; the first, {}{}", report.legs.len(), place(leg), first.message),
+        };
+        let exit = report.verdict().map_or(first.exit, |verdict| verdict.exit);
+        let ends = if operator.is_empty() { vec![Occasion::OperatorNeeded] } else { Vec::new() };
+        events.push(Event { ends, ..of_run(Occasion::Failed, what + &next_try(after), exit, report) });
+    }
+    match (is_over, operator.is_empty()) {
+        (true, true) => events.extend(recovered(before, after, report)),
+        (true, false) if report.legs.iter().any(|leg| came_back(leg, before)) => {
+            let message = "every replica is current again but what waits for an operator".to_owned();
+            let run_id = Some(report.run_id.clone());
+            events.push(Event { what: Occasion::Recovered, message, run_id, exit: None, ends: vec![Occasion::Failed] });
+        }
+        _ => {}
     }
     events
+}
+
+/// A leg and what is wrong with it.
+type Failing<'a> = (&'a Leg, &'a Failure);
+
+/// What a leg waits for, where it was passed over because of that.
+fn waiting<'a>(leg: &'a Leg, after: &'a JobBook) -> Option<Failing<'a>> {
+    let entry = after.leg(&leg.source, &leg.receiver, &leg.replica).filter(|_| matches!(leg.result, LegResult::PassedOver { .. }));
+    entry?.failure.as_ref().filter(|failure| needs_operator(failure)).map(|failure| (leg, failure))
+}
+
+/// Whether a leg is current that had failed and was tried again by itself.
+fn came_back(leg: &Leg, before: &JobBook) -> bool {
+    let failure = before.leg(&leg.source, &leg.receiver, &leg.replica).and_then(|entry| entry.failure.as_ref());
+    let is_well = matches!(leg.result, LegResult::Committed { .. } | LegResult::Idle { .. });
+    is_well && failure.is_some_and(|failure| !needs_operator(failure) && !passes(failure))
+}
+
+/// That all is well, where it had not been.
+fn recovered(before: &JobBook, after: &JobBook, report: &RunReport) -> Option<Event> {
+    let waits = |result: &LegResult| matches!(result, LegResult::PassedOver { .. } | LegResult::Planned { .. });
+    let all_well = after.legs.iter().all(|leg| leg.failure.is_none()) && !report.legs.iter().any(|leg| waits(&leg.result));
+    let failed_before = before.failures > 0
+        || before.last.as_ref().is_some_and(|last| last.failure.as_ref().is_some_and(|failure| !passes(failure)))
+        || before.legs.iter().any(|leg| leg.failure.is_some());
+    let told = [Occasion::Failed, Occasion::LagCritical].iter().any(|what| before.told.contains_key(what));
+    if !all_well || !(failed_before || told) {
+        return None;
+    }
+    let message = match before.failures {
+        0 | 1 => "every replica is current again".to_owned(),
+        failures => format!("every replica is current again after {failures} runs that failed"),
+    };
+    let ends = vec![Occasion::Failed, Occasion::OperatorNeeded, Occasion::LagCritical];
+    Some(Event { what: Occasion::Recovered, message, run_id: Some(report.run_id.clone()), exit: None, ends })
+}
+
+fn of_run(what: Occasion, message: String, exit: u8, report: &RunReport) -> Event {
+    Event { what, message, run_id: Some(report.run_id.clone()), exit: Some(exit), ends: Vec::new() }
+}
+
+fn next_try(after: &JobBook) -> String {
+    after.next_due_ms.map(|due| format!("; next try at {}", message::time(due))).unwrap_or_default()
+}
+
+fn place(leg: &Leg) -> String {
+    format!("{} to {}: ", leg.source.display(), leg.receiver)
 }
 
 /// What a scheduled verification says to be told. One that could not reach its receiver says nothing: the job's runs
@@ -93,11 +144,11 @@ pub fn events_of(before: &JobBook, after: &JobBook, report: &RunReport) -> Vec<E
 pub fn events_of_verify(before: &VerifyBook, after: &VerifyBook) -> Vec<Event> {
     match &after.failure {
         Some(failure) if failure.kind() == Kind::Differs => {
-            vec![Event::failure(Occasion::VerifyMismatch, failure.message.clone(), None, failure)]
+            vec![Event::failure(Occasion::VerifyMismatch, failure.message.clone(), failure)]
         }
         Some(failure) if needs_operator(failure) => {
             let message = format!("replicas cannot be verified: {}", failure.message);
-            vec![Event::failure(Occasion::OperatorNeeded, message, None, failure)]
+            vec![Event::failure(Occasion::OperatorNeeded, message, failure)]
         }
         None if after.whole_ms > before.whole_ms && before.differed => {
             let message = "every replica was compared as a whole, and no difference is left".to_owned();
@@ -172,7 +223,7 @@ fn passes(failure: &Failure) -> bool {
 mod tests {
     use super::*;
     use crate::agent::book::{LastRun, LegBook};
-    use crate::agent::outcome::{Cause, Leg};
+    use crate::agent::outcome::Cause;
 
     fn run(results: &[(&str, u8)]) -> (JobBook, RunReport) {
         let failure = |exit: &u8| (*exit != 0).then(|| Failure { exit: *exit, message: format!("no {exit}") });
@@ -229,12 +280,41 @@ mod tests {
         let never = JobBook::default();
         assert_eq!(told(&never, &[("dr1", 6)]).0, [OperatorNeeded]);
         assert_eq!(told(&never, &[("dr1", 8), ("dr2", 4)]).0, [OperatorNeeded, Failed]);
-        // While one is passed over, the others do not make the job well.
-        let (mut after, mut report) = run(&[("dr1", 0), ("dr2", 0)]);
-        let before = run(&[("dr1", 6), ("dr2", 0)]).0;
-        report.legs[0].result = LegResult::PassedOver { why: "an operator is waited for".into() };
-        after.legs[0].failure = before.legs[0].failure.clone();
-        assert_eq!(events_of(&before, &after, &report), []);
+    }
+
+    /// The first leg waits for an operator and is passed over; the others end with these codes.
+    fn told_while_one_waits(before: &JobBook, others: &[(&str, u8)]) -> (JobBook, Vec<Event>) {
+        let (mut after, mut report) = run(&[&[("dr1", 0)][..], others].concat());
+        report.legs[0].result = LegResult::PassedOver { why: "waits for an operator".into() };
+        after.legs[0].failure = Some(Failure { exit: 6, message: "promoted".into() });
+        let events = events_of(before, &after, &report);
+        (after, events)
+    }
+
+    #[test]
+    fn what_waits_is_said_with_each_run_that_passes_it_over_and_hides_nothing() {
+        use Occasion::*;
+        let whats = |events: &[Event]| events.iter().map(|event| event.what).collect::<Vec<_>>();
+        // The others do not make the job well, and it is no news that they are.
+        let (waits, events) = told_while_one_waits(&run(&[("dr1", 6), ("dr2", 0)]).0, &[("dr2", 0)]);
+        assert_eq!((whats(&events).as_slice(), events[0].message.as_str()), (&[OperatorNeeded][..], "vg0/db to dr1: promoted"));
+        let (fails, events) = told_while_one_waits(&waits, &[("dr2", 4), ("dr3", 0)]);
+        assert_eq!((whats(&events).as_slice(), events[1].message.as_str()), (&[OperatorNeeded, Failed][..], "vg0/db to dr2: no 4"));
+        let (well, events) = told_while_one_waits(&fails, &[("dr2", 0), ("dr3", 0)]);
+        assert_eq!((whats(&events).as_slice(), events[1].ends.as_slice()), (&[OperatorNeeded, Recovered][..], &[Failed][..]));
+        assert_eq!(whats(&told_while_one_waits(&well, &[("dr2", 0), ("dr3", 0)]).1), [OperatorNeeded]);
+        // Who stopped the other one knows that.
+        assert_eq!(whats(&told_while_one_waits(&waits, &[("dr2", 5)]).1), [OperatorNeeded]);
+        // Somebody saw to it while the other still fails: should it come again, that is a first time.
+        let (_, events) = told(&fails, &[("dr1", 0), ("dr2", 4)]);
+        assert_eq!((events[0].what, events[0].ends.as_slice()), (Failed, &[OperatorNeeded][..]));
+    }
+
+    #[test]
+    fn the_first_failure_that_is_tried_again_is_told_and_not_the_one_that_waits() {
+        let (_, events) = told(&JobBook::default(), &[("dr1", 8), ("dr2", 4), ("dr3", 4)]);
+        assert_eq!(events[0].message, "vg0/db to dr1: no 8");
+        assert_eq!(events[1].message, "2 of 3 transfers failed; the first, vg0/db to dr2: no 4");
     }
 
     #[test]
