@@ -90,7 +90,7 @@ fn seeds() -> BTreeMap<String, Vec<u8>> {
     let mut seed = |name: &str, bytes: Vec<u8>| assert!(all.insert(name.to_owned(), bytes).is_none(), "{name} twice");
     seed("stream/greeting", behind(0, greeting().as_bytes()));
     for (at, bytes) in golden("lane-v1.hex").iter().enumerate() {
-        seeds.insert(format!("stream/lane-{at}"), behind(0, bytes));
+        seed(&format!("stream/lane-{at}"), behind(0, bytes));
     }
     for version in stream::VERSIONS {
         for (at, frame) in golden(&format!("stream-v{version}.hex")).into_iter().enumerate() {

@@ -98,8 +98,13 @@ fn first_copies(bench: &mut Bench, a: &Volume, b: &Volume, target: &Volume) {
     }
     if bench.table.wants(&["P13"]) {
         let goal = Goal::AtLeast(2.0);
-        let kinds: [(&str, &[&str]); 3] =
-            [("zstd 1", &["--compress=1"]), ("zstd 1, two shards", &["--compress=1", "--shards=2"]), ("auto", &["--compress=auto"])];
+        let kinds: [(&str, &[&str]); 5] = [
+            ("zstd 1", &["--compress=1"]),
+            ("zstd 1, two shards", &["--compress=1", "--shards=2", "--connections=1"]),
+            ("zstd 1, two shards and connections", &["--compress=1", "--shards=2"]),
+            ("auto", &["--compress=auto"]),
+            ("auto, two connections", &["--compress=auto", "--connections=2"]),
+        ];
         for (name, options) in kinds {
             let what = format!("clone over TLS, {name}, speed / dd | zstd -1 -T2 | zstd -d | dd");
             if !installed("zstd") {

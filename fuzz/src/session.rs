@@ -21,6 +21,7 @@ use blockferry::state::{JOURNAL, ReplicaRecord, Stage};
 use blockferry::transport::{Inbox, Transport, Turn, Wire};
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 use uuid::Uuid;
 
 /// Two blocks.
@@ -200,7 +201,7 @@ impl Transport for Script {
         Ok(())
     }
 
-    fn turn(&mut self, inbox: Option<&mut Inbox>) -> Result<Turn> {
+    fn turn(&mut self, inbox: Option<&mut Inbox>, _: Duration) -> Result<Turn> {
         let Some(inbox) = inbox else { return Ok(Turn::Nothing) };
         let piece = self.piece.min(self.said.len() - self.at);
         if piece == 0 {
