@@ -325,6 +325,48 @@ fn a_link_of_one_megabit_is_slow_and_not_dead() {
     assert!(story.failures().is_empty(), "{}", story.receiver.log());
 }
 
+/// Starts a run of three connections and returns when they carry it.
+fn start_on_three(story: &Story) -> Running {
+    fs::write(&story.image, noise(6, 3 * VOLUME)).unwrap();
+    let run = story.start(&[&PACE[..], &["--connections", "3"]].concat());
+    // The session, and each connection, is a thread.
+    wait_until("the connections are open", || story.receiver.threads() >= 5);
+    std::thread::sleep(Duration::from_millis(300));
+    run
+}
+
+#[test]
+fn several_connections_over_a_partition_are_given_up_together_and_go_on() {
+    let Some(story) = Story::new("several_connections_over_a_partition_are_given_up_together_and_go_on") else { return };
+    let run = start_on_three(&story);
+    story.bed.part();
+    std::thread::sleep(Duration::from_secs(1));
+    story.bed.heal();
+    std::thread::sleep(Duration::from_millis(500));
+    story.bed.part();
+    gives_up(run, NOTHING_MOVED);
+    assert!(story.session_ends(NOTHING_MOVED) < GRACE);
+    story.bed.heal();
+    let summary = story.completes(&["--connections", "3"]);
+    let sent = count(&summary, "plain_bytes");
+    assert!(sent > 0 && sent < 3 * VOLUME, "{sent}");
+}
+
+/// Three pieces of a megabyte share a link on which each of them takes longer than the stall limit.
+#[test]
+fn several_connections_on_a_link_that_became_slow_are_slow_and_not_dead() {
+    let Some(story) = Story::new("several_connections_on_a_link_that_became_slow_are_slow_and_not_dead") else { return };
+    let mut run = start_on_three(&story);
+    story.bed.slow("1mbit");
+    std::thread::sleep(Duration::from_secs(16));
+    assert!(!run.is_over(), "{}", story.receiver.log());
+    story.bed.slow("1gbit");
+    let summary = summary(&run.wait());
+    assert_eq!(count(&summary, "generation"), 1);
+    story.is_same();
+    assert!(story.failures().is_empty(), "{}", story.receiver.log());
+}
+
 #[test]
 fn a_commit_whose_link_is_gone_happens_and_the_next_run_adopts_it() {
     let test = "a_commit_whose_link_is_gone_happens_and_the_next_run_adopts_it";
