@@ -51,6 +51,8 @@ pub const LANES_MAX: usize = 16;
 pub const LANES_ALL: usize = 64;
 /// The most that receiver.toml may say.
 pub const LANES_LIMIT: usize = 4096;
+/// Further connections at once that have not shown which session they are for.
+pub const LANES_JOINING_MAX: usize = 64;
 /// Bytes after which a pass that may have further connections opens them: what is over in a moment needs none.
 pub const LANES_FROM_BYTES: u64 = 8 << 20;
 /// Pieces of a lane that may wait at the receiver for one of another lane that goes before: one that comes while one waits.

@@ -167,6 +167,47 @@ fn a_sender_that_is_stopped_says_so_and_goes_on_later() {
 }
 
 #[test]
+fn who_is_to_stop_waits_for_no_limit_of_his_own() {
+    let stage = Stage::new("", 40);
+    let more = ["--connections", "8", "--compress", "none", "--bandwidth", "4MiB/s"];
+    let run = stage.agent.start_pass("clone", &stage.image, &stage.receiver, "db", &more);
+    wait_until("the run goes over its connections", || stage.receiver.threads() >= 10);
+    std::thread::sleep(Duration::from_millis(500));
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(run.process() as i32), nix::sys::signal::Signal::SIGINT).unwrap();
+    let begun = Instant::now();
+    let (code, said) = end(&run.wait());
+    // What lies in its buffers would take six seconds.
+    assert!(code == Some(130) && begun.elapsed() < Duration::from_secs(3), "{:?} {said}", begun.elapsed());
+}
+
+#[test]
+fn a_receiver_that_is_stopped_ends_its_sessions_and_the_next_run_goes_on() {
+    let mut stage = Stage::new("", 40);
+    let run = stage.start_slowly();
+    assert_eq!(stage.receiver.stop(), Some(0), "{}", stage.receiver.log());
+    let (code, said) = end(&run.wait());
+    assert_eq!(code, Some(4), "{said}");
+    stage.receiver.restart_here("");
+    let (code, said) = stage.clone(&["--connections", "16", "--io", "blocking"]);
+    assert_eq!(code, Some(0), "{said}");
+    stage.is_same();
+}
+
+/// A frame that fits no buffer once made each lane's buffer as large as itself, one after the other.
+#[test]
+fn extents_larger_than_a_buffer_arrive_whole_and_cost_no_memory_for_each_connection() {
+    let stage = Stage::new("", 160);
+    let (code, said) = stage.clone(&["--connections", "16", "--extent-size", "4M", "--compress", "none"]);
+    assert!(code == Some(0) && said.contains("goes over 16 connections"), "{said}");
+    stage.is_same();
+    let status = fs::read_to_string(format!("/proc/{}/status", stage.receiver.process())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap().trim().trim_end_matches(" kB");
+    let peak: usize = peak.parse().unwrap();
+    // Sixteen connections of up to 4 MiB, and a session.
+    assert!(peak < 90 << 10, "{peak} KiB");
+}
+
+#[test]
 fn a_client_that_is_revoked_loses_all_of_its_connections() {
     let stage = Stage::new("", 40);
     let run = stage.start_slowly();
@@ -463,6 +504,40 @@ fn a_connection_that_is_cut_ends_the_session_and_one_that_was_never_used_does_no
     cut(a, &cut_a);
     let ended = refused(&mut wire);
     assert!(ended.kind() == Kind::Transient && ended.chain().contains("without a goodbye"), "{}", ended.chain());
+}
+
+/// One whose first piece is not whole yet has been used all the same: nobody waits for what can never come.
+#[test]
+fn a_connection_that_is_cut_in_its_first_piece_ends_the_session_at_once() {
+    let stage = Stage::new("", 1);
+    let (mut wire, offer) = stage.session();
+    let [(mut a, cut_a), _b] = [(); 2].map(|()| lane(&stage.agent, &stage.receiver, &offer).unwrap());
+    go_over(&mut wire, 2);
+    let frame = data(1);
+    a.send_both(&PieceHead { number: 0, bytes: frame.len() }.encode(), &frame[..1000]).and_then(|()| a.flush()).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    let begun = Instant::now();
+    cut(a, &cut_a);
+    let ended = refused(&mut wire);
+    assert!(ended.kind() == Kind::Transient && ended.chain().contains("without a goodbye"), "{}", ended.chain());
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+/// The last piece is there, and so is the news that a connection which brought others is gone: the piece counts.
+#[test]
+fn what_came_before_a_cut_is_taken() {
+    let stage = Stage::new("", 1);
+    let (mut wire, offer) = stage.session();
+    let [(mut a, cut_a), (mut b, _)] = [(); 2].map(|()| lane(&stage.agent, &stage.receiver, &offer).unwrap());
+    piece(&mut a, 0, &data(1));
+    let abort = Message::Abort(stream::Refusal { kind: Kind::Failed, message: "my last words".into() });
+    piece(&mut b, 1, &stream::encode(&abort));
+    std::thread::sleep(Duration::from_millis(200));
+    cut(a, &cut_a);
+    std::thread::sleep(Duration::from_millis(200));
+    // All of it is there when the session goes over.
+    go_over(&mut wire, 2);
+    stage.receiver.wait_for("my last words");
 }
 
 /// Ends a connection as a host that vanishes does, or one whose process was killed.

@@ -16,6 +16,7 @@ use blockferry::state::{Files, HostFiles, JOURNAL, MANIFEST, SourceRecord};
 use blockferry::transport::{Inbox, Transport, Turn, Wire, memory};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use std::{fs, thread};
 use uuid::Uuid;
 

@@ -1,6 +1,6 @@
 //! The way to a receiver daemon: TLS to the host whose key is pinned.
 
-use super::delivery::Host;
+use super::delivery::{Errand, Host};
 use crate::error::{Error, Kind, Result};
 use crate::limits::HANDSHAKE_TIMEOUT;
 use crate::pin::Pin;
@@ -41,13 +41,14 @@ pub fn connect(host: &Host, address: &str, pin: Pin, protocol: Protocol, stop: &
     tls::connect(raw, &key, pin, protocol)
 }
 
-/// A session's wire to the receiver at `address`, with up to so many further `connections` where what is sent is worth
-/// them. It has proven its key: its greeting is not waited for any longer than anything else.
-pub fn wire(host: &Host, address: &str, typed: Option<Pin>, connections: usize, progress: &Progress) -> Result<Wire> {
-    let pin = pin_of(&host.state, address, typed)?;
+/// A session's wire to the receiver at `address`, with the further connections that are asked for where what is
+/// sent is worth them. It has proven its key: its greeting is not waited for any longer than anything else.
+pub fn wire(host: &Host, address: &str, errand: &Errand, progress: &Progress) -> Result<Wire> {
+    let pin = pin_of(&host.state, address, errand.pin)?;
     let tls = connect(host, address, pin, Protocol::Session, &progress.stop)?;
     let (again, to) = (host.clone(), address.to_owned());
     let open = move |stop: &Arc<AtomicBool>| connect(&again, &to, pin, Protocol::Lane, stop);
-    let transport = Outward::new(tls, connections, Arc::new(open), Arc::clone(&progress.stop));
+    let transport =
+        Outward::new(tls, errand.connection_count(), errand.connections.told().is_some(), Arc::new(open), Arc::clone(&progress.stop));
     Wire::on_terms(Box::new(transport), &host.terms, Some(host.terms.stall))
 }

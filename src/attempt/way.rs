@@ -67,7 +67,7 @@ fn push(host: &Host, delivery: &Delivery<'_>, talk: &mut Talk<'_>, name: &str) -
 
 /// A receiver daemon.
 fn deliver(host: &Host, delivery: &Delivery<'_>, talk: &mut Talk<'_>, address: &str) -> Result<Outcome> {
-    let mut wire = receivers::wire(host, address, delivery.errand.pin, delivery.errand.connection_count(), delivery.here)?;
+    let mut wire = receivers::wire(host, address, &delivery.errand, delivery.here)?;
     match talk(&mut wire) {
         // A signal that stopped the receiver is none to us: the next try may find it running again.
         Err(error) if error.is_from_peer() && error.kind() == Kind::Interrupted && !delivery.here.stopped() => {

@@ -1,5 +1,5 @@
 //! A lane: a further connection of a session, which carries pieces of what the sender sends
-//! (docs/format/stream.md, "Lanes").
+//! (docs/format/lane.md).
 //!
 //! It begins with a [`Join`], which the receiver answers with [`JOINED`]; then pieces follow without gaps, each a
 //! [`PieceHead`] and its bytes. Pieces in the order of their numbers, over all lanes of the session, are the stream

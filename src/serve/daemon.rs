@@ -13,7 +13,7 @@ use super::served::{Busy, Client, Served};
 use super::sessions::{Connection, Sessions};
 use crate::attempt::{self, HostReplicas, find_replica, guard_replica};
 use crate::error::{Context, Error, Kind, Result};
-use crate::limits::{LANES_MAX, PAIRINGS_MAX, REVOKE_CHECK, STOP_POLL};
+use crate::limits::{LANES_JOINING_MAX, LANES_MAX, PAIRINGS_MAX, REVOKE_CHECK, STOP_POLL};
 use crate::log;
 use crate::pin::Pin;
 use crate::progress::Progress;
@@ -81,6 +81,7 @@ struct Shared {
     desk: Desk,
     sessions: AtomicUsize,
     lanes: AtomicUsize,
+    joining: AtomicUsize,
     pairings: AtomicUsize,
     handshakes: Mutex<VecDeque<(u64, TcpStream)>>,
 }
@@ -185,6 +186,7 @@ impl Daemon {
             desk: Desk::default(),
             sessions: AtomicUsize::new(0),
             lanes: AtomicUsize::new(0),
+            joining: AtomicUsize::new(0),
             pairings: AtomicUsize::new(0),
             handshakes: Mutex::default(),
         });
@@ -447,12 +449,17 @@ impl Shared {
     /// A further connection of a session, for as long as that has it. Whatever is wrong with it is the session's to tell, or
     /// the peer's, whose session goes on without.
     fn lane(&self, config: &ReceiverConfig, pin: &Pin, mut tls: Tls) {
-        let (_counted, count) = Counted::one(&self.lanes);
         tls.deadline().set(config.handshake_timeout, "its token");
+        // Those that have not shown theirs keep no place from those that have.
+        let token = {
+            let (_counted, count) = Counted::one(&self.joining);
+            if count > LANES_JOINING_MAX { None } else { lanes::joined(&mut tls).ok() }
+        };
+        let (_counted, count) = Counted::one(&self.lanes);
         if count <= config.connections_max
-            && let Ok(token) = lanes::joined(&mut tls)
-            && let Some(seat) = self.desk.seat(&token, pin)
+            && let Some(token) = token
             && let Ok(Some((name, _))) = self.client(pin)
+            && let Some(seat) = self.desk.seat(&token, pin)
         {
             tls.deadline().clear();
             tls.pace(&self.pace(config, &name));

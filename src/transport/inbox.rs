@@ -76,6 +76,11 @@ impl Inbox {
         Ok(self.buffer.replace(buffer))
     }
 
+    /// Whether its own buffer is larger than this one.
+    pub fn is_larger_than(&self, buffer: &AlignedBuf) -> bool {
+        self.buffer.as_deref().map_or(0, <[u8]>::len) > buffer.len()
+    }
+
     /// Lends the buffer to an engine that receives behind the unread bytes; `(buffer, where to)`.
     pub fn lend(&mut self) -> Option<(AlignedBuf, usize)> {
         self.buffer.take().map(|buffer| (buffer, self.end))

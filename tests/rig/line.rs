@@ -15,6 +15,7 @@ use blockferry::transport::{Inbox, Transport, Turn, Wire};
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use uuid::Uuid;
 
 /// What is done to the bytes that leave one end.

@@ -34,8 +34,8 @@ enum Told {
     Joined(Sender<AlignedBuf>),
     /// A piece came on the lane of this place.
     Piece { lane: usize, number: u64, buffer: AlignedBuf, bytes: usize },
-    /// The lane of this place ended, with the peer's goodbye or without.
-    Ended { lane: usize, result: Result<()> },
+    /// The lane of this place ended, with the peer's goodbye or without; whether anything came before.
+    Ended { lane: usize, begun: bool, result: Result<()> },
 }
 
 /// The places of a session's lanes.
@@ -67,9 +67,15 @@ struct Lane {
     empties: Sender<AlignedBuf>,
     /// Pieces that wait here.
     waiting: usize,
-    /// Whether any came at all.
-    used: bool,
-    end: Option<Result<()>>,
+    end: Option<End>,
+}
+
+/// How a lane ended.
+enum End {
+    Goodbye,
+    /// Cut before it brought anything: it may be one that the sender had given up before.
+    Unused(Error),
+    Failed(Error),
 }
 
 struct Piece {
@@ -116,21 +122,22 @@ pub fn joined(tls: &mut Tls) -> Result<[u8; LANE_TOKEN_BYTES]> {
 impl Seat {
     /// Tells the peer that it is in, and takes in what comes until it ends or the session does.
     pub fn serve(self, mut tls: Tls) {
-        let result = tls.send_both(&[JOINED], &[]).and_then(|()| self.carry(&mut tls));
+        let mut begun = false;
+        let result = tls.send_both(&[JOINED], &[]).and_then(|()| self.carry(&mut tls, &mut begun));
         // Before the goodbye, which may take its time.
-        let _ = self.told.send(Told::Ended { lane: self.lane, result });
+        let _ = self.told.send(Told::Ended { lane: self.lane, begun, result });
     }
 
-    fn carry(&self, tls: &mut Tls) -> Result<()> {
+    fn carry(&self, tls: &mut Tls, begun: &mut bool) -> Result<()> {
         let (mut head, mut last, mut made) = ([0; PIECE_HEAD_BYTES], None, 0);
-        while self.fill(tls, &mut head)? {
+        while self.fill(tls, &mut head, begun)? {
             let PieceHead { number, bytes } = PieceHead::decode(&head)?;
             if last.replace(number).is_some_and(|last| number <= last) {
                 return Err(Error::malformed(format!("piece {number} came behind a later one on its connection")));
             }
             let Some(mut buffer) = self.buffer(&mut made)? else { break };
             let piece = |buffer| Told::Piece { lane: self.lane, number, buffer, bytes };
-            if !self.fill(tls, &mut buffer[..bytes])? || self.told.send(piece(buffer)).is_err() {
+            if !self.fill(tls, &mut buffer[..bytes], begun)? || self.told.send(piece(buffer)).is_err() {
                 break;
             }
         }
@@ -138,12 +145,13 @@ impl Seat {
     }
 
     /// Fills the whole room. `false`: the peer said goodbye, or the session is over.
-    fn fill(&self, tls: &mut Tls, room: &mut [u8]) -> Result<bool> {
+    fn fill(&self, tls: &mut Tls, room: &mut [u8], begun: &mut bool) -> Result<bool> {
         let mut filled = 0;
         while filled < room.len() {
             match tls.turn_into(&mut room[filled..], STOP_POLL)? {
                 Turn::Received(bytes) => {
                     filled += bytes;
+                    *begun = true;
                     self.shared.came.fetch_add(bytes, Ordering::Relaxed);
                 }
                 Turn::Closed => return Ok(false),
@@ -168,6 +176,13 @@ impl Seat {
     }
 }
 
+/// A place that nobody served, or whose thread ended in a panic, brings nothing more.
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let _ = self.told.send(Told::Ended { lane: self.lane, begun: false, result: Ok(()) });
+    }
+}
+
 impl Gather {
     /// What came by now, without waiting.
     fn catch_up(&mut self) -> Result<()> {
@@ -179,19 +194,18 @@ impl Gather {
 
     fn hear(&mut self, told: Told) -> Result<()> {
         match told {
-            Told::Joined(empties) => self.lanes.push(Lane { empties, waiting: 0, used: false, end: None }),
+            Told::Joined(empties) => self.lanes.push(Lane { empties, waiting: 0, end: None }),
             Told::Piece { lane, number, buffer, bytes } => {
-                let place = self.lane(lane)?;
-                (place.waiting, place.used) = (place.waiting + 1, true);
+                self.lane(lane)?.waiting += 1;
                 self.order.put(number, Piece { lane, buffer, bytes })?;
             }
-            Told::Ended { lane, result } => {
-                let place = self.lane(lane)?;
-                match result {
-                    // One that never brought anything may be one that the sender had given up before.
-                    Err(error) if place.used || error.kind() != Kind::Transient => return Err(error),
-                    other => place.end = Some(other),
-                }
+            // Told when nothing before it is left to deliver: the end of the pass may be.
+            Told::Ended { lane, begun, result } => {
+                self.lane(lane)?.end.get_or_insert(match result {
+                    Ok(()) => End::Goodbye,
+                    Err(error) if begun || error.kind() != Kind::Transient => End::Failed(error),
+                    Err(error) => End::Unused(error),
+                });
             }
         }
         Ok(())
@@ -204,7 +218,13 @@ impl Gather {
     /// The next piece goes to the inbox, where it is there.
     fn deliver(&mut self, inbox: &mut Inbox) -> Result<Option<Turn>> {
         let Some(Piece { lane, buffer, bytes }) = self.order.next() else { return Ok(None) };
-        let spare = inbox.exchange(buffer, bytes)?;
+        // Large frames have made the inbox grow: what it has then stays its own, or each lane would have as much one day.
+        let spare = if inbox.is_larger_than(&buffer) {
+            inbox.append(&buffer[..bytes])?;
+            Some(buffer)
+        } else {
+            inbox.exchange(buffer, bytes)?
+        };
         let lane = self.lane(lane)?;
         lane.waiting -= 1;
         // A lane that ended takes none.
@@ -214,31 +234,33 @@ impl Gather {
 
     /// Nothing can be delivered. Whether nothing ever will be.
     fn outlook(&mut self) -> Result<Option<Turn>> {
-        let (mut alive, mut room) = (false, false);
-        for lane in &mut self.lanes {
-            alive |= lane.end.is_none();
-            room |= lane.end.is_none() && lane.waiting < LANE_PIECES;
+        if let Some(End::Failed(error)) = self.lanes.iter_mut().find_map(|lane| lane.end.take_if(|end| matches!(end, End::Failed(_)))) {
+            return Err(error);
         }
-        if room {
+        let alive = || self.lanes.iter().filter(|lane| lane.end.is_none());
+        if alive().any(|lane| lane.waiting < LANE_PIECES) {
             return Ok(None);
         }
-        let cut = self.lanes.iter_mut().find_map(|lane| lane.end.take_if(|end| end.is_err()));
+        let (is_alive, awaited) = (alive().next().is_some(), self.order.awaited());
+        let cut = self.lanes.iter_mut().find_map(|lane| lane.end.take_if(|end| matches!(end, End::Unused(_))));
         match cut {
-            Some(cut) => cut.map(|()| None),
-            None if alive => Err(Error::malformed(format!("piece {} is missing among those behind it", self.order.awaited()))),
-            None => Ok(Some(Turn::Closed)),
+            Some(End::Unused(error)) => Err(error),
+            _ if is_alive => Err(Error::malformed(format!("piece {awaited} is missing among those behind it"))),
+            _ => Ok(Some(Turn::Closed)),
         }
     }
 
-    fn turn(&mut self, inbox: &mut Inbox, wait: Duration, stop: &AtomicBool) -> Result<Turn> {
+    /// What is there already, without waiting.
+    fn ready(&mut self, inbox: &mut Inbox) -> Result<Option<Turn>> {
         self.catch_up()?;
-        if let Some(turn) = self.deliver(inbox)? {
-            return Ok(turn);
+        match self.deliver(inbox)? {
+            Some(turn) => Ok(Some(turn)),
+            None => self.outlook(),
         }
-        if let Some(end) = self.outlook()? {
-            return Ok(end);
-        }
-        match self.heard.recv_timeout(wait) {
+    }
+
+    fn wait(&mut self, inbox: &mut Inbox, limit: Duration, stop: &AtomicBool) -> Result<Turn> {
+        match self.heard.recv_timeout(limit) {
             Ok(told) => self.hear(told)?,
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) if stop.load(Ordering::Relaxed) => {
                 return Err(Error::interrupted());
@@ -331,14 +353,18 @@ impl Transport for Inward {
             Some(inbox) if self.gather.spread => inbox,
             other => return self.control.turn(other, limit),
         };
-        // Answers on their way are looked after, too.
-        let wait = if self.control.is_flushed()? {
-            limit
-        } else {
-            self.control.turn(None, LANE_LOOK)?;
-            Duration::ZERO
-        };
-        self.gather.turn(inbox, wait, &self.stop)
+        if let Some(turn) = self.gather.ready(inbox)? {
+            return Ok(turn);
+        }
+        // Answers on their way are looked after, too. That they cannot go is told where one is to be sent: the peer's last words
+        // may be on their way here.
+        if self.control.is_flushed().unwrap_or(true) {
+            return self.gather.wait(inbox, limit, &self.stop);
+        }
+        match self.gather.wait(inbox, LANE_LOOK, &self.stop)? {
+            Turn::Nothing => self.control.turn(None, Duration::ZERO),
+            other => Ok(other),
+        }
     }
 
     fn lanes(&mut self) -> Option<&mut dyn Lanes> {

@@ -17,7 +17,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Makes a further connection to the same receiver; the flag ends its waits.
 pub type Open = Arc<dyn Fn(&Arc<AtomicBool>) -> Result<Tls> + Send + Sync>;
@@ -44,9 +44,17 @@ struct State {
     why_not: String,
     /// Lanes that have something on its way.
     busy: usize,
+    seen: Seen,
+    failure: Option<(Kind, String)>,
+}
+
+/// What shows that lanes get on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Seen {
     /// Counts whatever shows that the receiver takes what is sent.
     moves: u64,
-    failure: Option<(Kind, String)>,
+    /// Counts how often a limit of our own held a lane back.
+    paced: u64,
 }
 
 impl State {
@@ -69,7 +77,7 @@ impl Fan {
             open: 0,
             why_not: String::new(),
             busy: 0,
-            moves: 0,
+            seen: Seen::default(),
             failure: None,
         };
         Fan { state: Mutex::new(state), work: Condvar::new(), moved: Condvar::new(), over: Arc::default() }
@@ -105,25 +113,35 @@ impl Fan {
 
     /// Sends piece after piece, until there is nothing more to send.
     fn carry(&self, tls: &mut Tls) -> Result<()> {
-        loop {
+        while !self.is_over() {
             let piece = if tls.has_room()? { self.state().queue.pop_front() } else { None };
             if let Some((head, buffer)) = piece {
                 let sent = tls.send_both(&head.encode(), &buffer[..head.bytes]);
-                self.state().free.put(buffer);
-                self.move_on();
+                let mut state = self.state();
+                state.free.put(buffer);
+                state.seen.moves += 1;
+                drop(state);
+                self.moved.notify_all();
                 sent?;
             } else if tls.is_flushed()? {
-                if !self.rest() {
-                    return Ok(());
+                self.rest();
+            } else {
+                let turn = tls.turn(None, LANE_LOOK)?;
+                let mut state = self.state();
+                match turn {
+                    Turn::Sent => state.seen.moves += 1,
+                    Turn::Paced => state.seen.paced += 1,
+                    _ => continue,
                 }
-            } else if matches!(tls.turn(None, LANE_LOOK)?, Turn::Sent | Turn::Paced) {
-                self.move_on();
+                drop(state);
+                self.moved.notify_all();
             }
         }
+        Ok(())
     }
 
-    /// Waits for a piece. `false`: there will be none.
-    fn rest(&self) -> bool {
+    /// Waits for a piece, or for the end.
+    fn rest(&self) {
         let mut state = self.state();
         state.busy -= 1;
         self.moved.notify_all();
@@ -131,25 +149,27 @@ impl Fan {
             state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.busy += 1;
-        !self.is_over()
-    }
-
-    fn move_on(&self) {
-        self.state().moves += 1;
-        self.moved.notify_all();
     }
 
     fn fail(&self, kind: Kind, message: String) {
         self.state().failure.get_or_insert((kind, message));
         self.moved.notify_all();
+        // The others say goodbye: the receiver then ends the session, and says why if it knows.
+        self.end();
     }
 
     /// Waits until lanes got on since `seen`, or one failed. What there is to see then.
-    fn wait(&self, seen: u64, limit: Duration) -> u64 {
+    fn wait(&self, seen: Seen, limit: Duration) -> Seen {
         let state = self.state();
-        let still = |state: &mut State| state.moves == seen && state.failure.is_none() && !state.is_flushed();
+        let still = |state: &mut State| state.seen == seen && state.failure.is_none() && !state.is_flushed();
         let (state, _) = self.moved.wait_timeout_while(state, limit, still).unwrap_or_else(PoisonError::into_inner);
-        state.moves
+        state.seen
+    }
+
+    /// Whether something is on its way, and may arrive.
+    fn is_at_work(&self) -> bool {
+        let state = self.state();
+        !state.is_flushed() && state.failure.is_none()
     }
 
     fn end(&self) {
@@ -195,6 +215,8 @@ pub struct Outward {
     control: Tls,
     open: Open,
     wanted: usize,
+    /// Whether somebody asked for them, who is told when there are fewer.
+    told: bool,
     pace: Pace,
     stop: Arc<AtomicBool>,
     sent_bytes: u64,
@@ -203,15 +225,21 @@ pub struct Outward {
     threads: Vec<JoinHandle<()>>,
     /// What is sent goes over the lanes.
     spread: bool,
-    seen: u64,
+    /// The other end was told, or is about to be.
+    said: bool,
+    seen: Seen,
+    /// When what the receiver says was last looked at while lanes get on.
+    looked: Instant,
 }
 
 impl Outward {
-    /// A connection beside which as many others are `wanted`; fewer than two are none. Waits end when `stop` is set.
-    pub fn new(control: Tls, wanted: usize, open: Open, stop: Arc<AtomicBool>) -> Outward {
+    /// A connection beside which as many others are `wanted`; fewer than two are none. `told`: somebody
+    /// asked for them, and is told when there are fewer. Waits end when `stop` is set.
+    pub fn new(control: Tls, wanted: usize, told: bool, open: Open, stop: Arc<AtomicBool>) -> Outward {
         Outward {
             control,
             open,
+            told,
             wanted: if wanted < 2 { 0 } else { wanted },
             pace: Pace::default(),
             stop,
@@ -220,7 +248,9 @@ impl Outward {
             fan: None,
             threads: Vec::new(),
             spread: false,
-            seen: 0,
+            said: false,
+            seen: Seen::default(),
+            looked: Instant::now(),
         }
     }
 
@@ -229,16 +259,20 @@ impl Outward {
         self.fan.as_deref().filter(|_| self.spread)
     }
 
+    fn word(&self, text: &str) {
+        if self.told { log::warning(text) } else { log::debug(|| text) }
+    }
+
     /// Starts to open lanes, where they are wanted and offered.
     fn start(&mut self) {
         let wanted = std::mem::take(&mut self.wanted);
         let Some(offer) = self.offer.filter(|offer| offer.most >= 2) else {
-            log::warning(format!("{} takes one connection of a session only: {wanted} were asked for", self.control.peer()));
+            self.word(&format!("{} takes one connection of a session only: {wanted} were asked for", self.control.peer()));
             return;
         };
         let lanes = wanted.min(offer.most as usize);
         if lanes < wanted {
-            log::warning(format!("{} takes {lanes} connections of a session at most: {wanted} were asked for", self.control.peer()));
+            self.word(&format!("{} takes {lanes} connections of a session at most: {wanted} were asked for", self.control.peer()));
         }
         let fan = Arc::new(Fan::new(lanes));
         for number in 0..lanes {
@@ -266,7 +300,7 @@ impl Lanes for Outward {
         if self.wanted > 0 && self.sent_bytes >= LANES_FROM_BYTES {
             self.start();
         }
-        let fan = self.fan.as_ref().filter(|_| !self.spread)?;
+        let fan = self.fan.as_ref().filter(|_| !self.said)?;
         let (opening, open, why_not) = {
             let state = fan.state();
             (state.opening, state.open, state.why_not.clone())
@@ -276,7 +310,7 @@ impl Lanes for Outward {
         }
         let peer = self.control.peer();
         if !why_not.is_empty() {
-            log::warning(format!("{open} further connections to {peer} are open: {why_not}"));
+            self.word(&format!("{open} further connections to {peer} are open: {why_not}"));
             fan.state().why_not.clear();
         }
         if open < 2 {
@@ -285,6 +319,7 @@ impl Lanes for Outward {
             return None;
         }
         log::debug(|| format!("what is sent to {peer} goes over {open} connections from now on"));
+        self.said = true;
         Some(open as u32)
     }
 
@@ -368,24 +403,23 @@ impl Transport for Outward {
 
     fn turn(&mut self, inbox: Option<&mut Inbox>, limit: Duration) -> Result<Turn> {
         let seen = self.seen;
-        if let Some(fan) = self.fan()
-            && !{
-                let state = fan.state();
-                state.is_flushed() || state.failure.is_some()
-            }
-        {
-            let now = fan.wait(seen, limit);
-            if now != seen {
-                self.seen = now;
-                return Ok(Turn::Sent);
-            }
-            if self.stop.load(Ordering::Relaxed) {
-                return Err(Error::interrupted());
-            }
-            // What the receiver says meanwhile is heard.
-            return self.control.turn(inbox, Duration::ZERO);
+        let Some(now) = self.fan().filter(|fan| fan.is_at_work()).map(|fan| fan.wait(seen, limit)) else {
+            return self.control.turn(inbox, limit);
+        };
+        // Who is to stop waits for no limit of his own.
+        if self.stop.load(Ordering::Relaxed) && (now.moves == seen.moves || now.paced != seen.paced) {
+            return Err(Error::interrupted());
         }
-        self.control.turn(inbox, limit)
+        // What the receiver says meanwhile is heard: its pulses would fill the way for its last words.
+        if now == seen || self.looked.elapsed() >= STOP_POLL {
+            self.looked = Instant::now();
+            let said = self.control.turn(inbox, Duration::ZERO)?;
+            if now == seen || said != Turn::Nothing {
+                return Ok(said);
+            }
+        }
+        self.seen = now;
+        Ok(if now.moves != seen.moves { Turn::Sent } else { Turn::Paced })
     }
 
     fn lanes(&mut self) -> Option<&mut dyn Lanes> {
