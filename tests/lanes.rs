@@ -161,6 +161,14 @@ fn a_sender_that_is_stopped_says_so_and_goes_on_later() {
     let (code, said) = end(&run.wait());
     assert!(code == Some(130) && begun.elapsed() < Duration::from_secs(10), "{:?} {said}", begun.elapsed());
     stage.receiver.wait_for("result=failed");
+    // Where nothing holds it up, the receiver hears why: the words wait behind what is on its way.
+    let more = ["--connections", "8", "--compress", "12"];
+    let run = stage.agent.start_pass("clone", &stage.image, &stage.receiver, "db", &more);
+    wait_until("the run goes over its connections", || stage.receiver.threads() >= 10);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(run.process() as i32), nix::sys::signal::Signal::SIGINT).unwrap();
+    let (code, said) = end(&run.wait());
+    assert_eq!(code, Some(130), "{said}");
+    stage.receiver.wait_for("stopped by a signal");
     let (code, said) = stage.clone(&["--connections", "2"]);
     assert_eq!(code, Some(0), "{said}");
     stage.is_same();

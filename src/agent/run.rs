@@ -29,7 +29,7 @@ use crate::error::{Error, Kind, Result};
 use crate::format::stream::Purpose;
 use crate::log;
 use crate::state::SourceRecord;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use uuid::Uuid;
@@ -137,7 +137,10 @@ impl Pass<'_> {
     fn look(&mut self, due: &[usize], known: &[Option<SourceRecord>]) -> Result<Look> {
         let shelf = &self.round.bench.shelf;
         let mut look = Look::default();
-        let may_be_idle: Vec<usize> = due.iter().copied().filter(|route| !self.round.routes[*route].volume.idle_too).collect();
+        // Of one source, whatever is said of it anywhere holds: its counters cannot be believed for another replica.
+        let volume = |route: &usize| self.round.routes[*route].volume;
+        let doubted = |source: &Path| due.iter().map(volume).any(|volume| volume.idle_too && volume.source == source);
+        let may_be_idle: Vec<usize> = due.iter().copied().filter(|route| !doubted(&volume(route).source)).collect();
         for load in Load::of(self.round.routes, &may_be_idle) {
             let device = device_of(&load.source);
             let Some(counted) = Counted::now(&device) else { continue };

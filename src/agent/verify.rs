@@ -104,12 +104,19 @@ pub fn after_hand(before: &VerifyBook, whole: bool, failure: Option<Failure>, no
     }
 }
 
-/// Writes down what came of a verification that a person asked for, and tells whom it concerns.
-pub fn note_by_hand(shelf: &Shelf, job: &Job, whole: bool, failure: Option<Failure>) -> Result<()> {
+/// Whether somebody else found a difference while this was being looked for, which began with that book: what was compared
+/// before it takes nothing back.
+fn is_news(began: &VerifyBook, now: &VerifyBook) -> bool {
+    now.differed && now != began
+}
+
+/// Writes down what came of a verification that a person asked for, and tells whom it concerns. `began`: the book when it
+/// began.
+pub fn note_by_hand(shelf: &Shelf, job: &Job, began: &VerifyBook, whole: bool, failure: Option<Failure>) -> Result<()> {
     let now_ms = attempt::now_ms();
     shelf.change(&job.name, |book| {
         let before = std::mem::take(&mut book.verify);
-        book.verify = after_hand(&before, whole, failure, now_ms);
+        book.verify = after_hand(&before, whole && !is_news(began, &before), failure, now_ms);
         if book.verify != before {
             let events = notify::events_of_verify(&before, &book.verify);
             notify::note(book, job, &events, now_ms);
@@ -144,8 +151,13 @@ pub fn run_slice(bench: &Bench, job: &Job, stop: &Arc<AtomicBool>) -> Result<Ver
     }
     let (failure, now_ms) = (verdict(&all), attempt::now_ms());
     let book = shelf.change(&job.name, |book| {
-        book.verify = after(&book.verify, rounds, failure, now_ms);
-        let events = notify::events_of_verify(&before, &book.verify);
+        let was = book.verify.clone();
+        book.verify = after(&was, rounds, failure, now_ms);
+        if is_news(&before, &was) && !book.verify.differed {
+            let VerifyBook { failure, whole_ms, .. } = was.clone();
+            book.verify = VerifyBook { failure, whole_ms, differed: true, clean: 0, ..std::mem::take(&mut book.verify) };
+        }
+        let events = notify::events_of_verify(&was, &book.verify);
         notify::note(book, job, &events, now_ms);
         book.verify.clone()
     })?;
@@ -166,6 +178,14 @@ mod tests {
             Part::Slice(slice) => slice.number,
             part => panic!("{part}"),
         }
+    }
+
+    #[test]
+    fn a_difference_that_was_found_meanwhile_is_news_and_one_that_was_known_is_not() {
+        let (well, known) = (VerifyBook::default(), VerifyBook { differed: true, ..VerifyBook::default() });
+        assert!(is_news(&well, &known));
+        assert!(!is_news(&known, &known) && !is_news(&well, &well) && !is_news(&known, &well));
+        assert!(is_news(&known, &VerifyBook { last_ms: Some(7), ..known.clone() }));
     }
 
     #[test]

@@ -139,6 +139,8 @@ fn of_job(common: &Common, options: &VerifyOptions, part: Part, output: &Output)
     })?;
     let host = Host { state: configured.shelf.state().clone(), choice: common.io.into(), terms: terms(&options.remote) };
     let stop = signals::stop_flag()?;
+    // What somebody else finds meanwhile is not taken back by what is compared now.
+    let began = configured.shelf.read(&job.name)?.verify;
     let (mut all, mut whole, mut end) = (Vec::new(), true, Ok(()));
     for route in routes(job) {
         let seen = one_of_job(&host, &route, part, options.repair, &stop, output)?;
@@ -151,7 +153,7 @@ fn of_job(common: &Common, options: &VerifyOptions, part: Part, output: &Output)
     }
     let failure = verdict(&all);
     // It was found, whether or not it can be written down.
-    if let Err(error) = Shelf::open(&host.state).and_then(|shelf| note_by_hand(&shelf, job, whole, failure.clone())) {
+    if let Err(error) = Shelf::open(&host.state).and_then(|shelf| note_by_hand(&shelf, job, &began, whole, failure.clone())) {
         output.warn(&format!("write down what was found: {}", error.chain()));
     }
     end?;

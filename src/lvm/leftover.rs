@@ -25,7 +25,8 @@ pub const TAG: &str = "blockferry";
 pub(super) const RUN_TAG: &str = "blockferry.run=";
 pub(super) const OWNER_TAG: &str = "blockferry.owner=";
 
-/// Snapshots of this process that it could not remove, as `vg/lv`. Their names are those of their runs and never come again.
+/// Snapshots of this process that it could not remove, as `vg/lv`. A run that is tried again with more room makes its name once
+/// more: see [`take_back`].
 static GIVEN_UP: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
 fn given_up() -> MutexGuard<'static, BTreeSet<String>> {
@@ -100,6 +101,11 @@ pub(super) fn remove_own(tools: &dyn Tools, vg: &str, name: &str) -> Result<()> 
         given_up().insert(format!("{vg}/{name}"));
     }
     removed
+}
+
+/// A snapshot of this name is about to be made, which is another than the one that was given up: lvm2 would refuse a second.
+pub(super) fn take_back(vg: &str, name: &str) {
+    given_up().remove(&format!("{vg}/{name}"));
 }
 
 /// Tries again to remove what this process had given up: each with what came of it. lvm2 is not asked where there is nothing.

@@ -109,6 +109,7 @@ impl Snapshot {
     }
 
     fn lvcreate(&self, cow_bytes: Option<u64>, run_id: &str) -> Result<()> {
+        super::leftover::take_back(self.volume.vg(), &self.name);
         let (run, owner) = (format!("{RUN_TAG}{run_id}"), format!("{OWNER_TAG}{}", Owner::this_process()?));
         let size = cow_bytes.map(|bytes| format!("{bytes}b"));
         let origin = self.volume.label();

@@ -163,9 +163,11 @@ impl Stream {
     /// How long a limit holds back what could move otherwise.
     fn held(&self) -> Option<Duration> {
         let sending = self.granted.filter(|_| self.sending.is_none()).map(|(at, _)| at);
-        let receiving = self.receive_at.filter(|_| !self.receiving);
+        let now = Instant::now();
+        // One that is due waits for who wants it, and holds nothing back.
+        let receiving = self.receive_at.filter(|at| !self.receiving && *at > now);
         let until = [sending, receiving].into_iter().flatten().min()?;
-        Some(until.saturating_duration_since(Instant::now()))
+        Some(until.saturating_duration_since(now))
     }
 
     fn take(&mut self, done: Completion) -> Result<bool> {

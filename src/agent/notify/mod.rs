@@ -82,7 +82,7 @@ fn events_of_legs(before: &JobBook, after: &JobBook, report: &RunReport) -> Vec<
     }
     match (is_over, operator.is_empty()) {
         (true, true) => events.extend(recovered(before, after, report)),
-        (true, false) if report.legs.iter().any(|leg| came_back(leg, before)) => {
+        (true, false) if report.legs.iter().any(|leg| came_back(leg, before)) || is_told(before) && report.legs.iter().any(is_well) => {
             let message = "every replica is current again but what waits for an operator".to_owned();
             let run_id = Some(report.run_id.clone());
             events.push(Event { what: Occasion::Recovered, message, run_id, exit: None, ends: vec![Occasion::Failed] });
@@ -101,11 +101,20 @@ fn waiting<'a>(leg: &'a Leg, after: &'a JobBook) -> Option<Failing<'a>> {
     entry?.failure.as_ref().filter(|failure| needs_operator(failure)).map(|failure| (leg, failure))
 }
 
+/// Whether a leg is current.
+fn is_well(leg: &Leg) -> bool {
+    matches!(leg.result, LegResult::Committed { .. } | LegResult::Idle { .. })
+}
+
+/// Whether somebody was told that runs fail, and not yet that they do so no more.
+fn is_told(before: &JobBook) -> bool {
+    before.told.contains_key(&Occasion::Failed)
+}
+
 /// Whether a leg is current that had failed and was tried again by itself.
 fn came_back(leg: &Leg, before: &JobBook) -> bool {
     let failure = before.leg(&leg.source, &leg.receiver, &leg.replica).and_then(|entry| entry.failure.as_ref());
-    let is_well = matches!(leg.result, LegResult::Committed { .. } | LegResult::Idle { .. });
-    is_well && failure.is_some_and(|failure| !needs_operator(failure) && !passes(failure))
+    is_well(leg) && failure.is_some_and(|failure| !needs_operator(failure) && !passes(failure))
 }
 
 /// That all is well, where it had not been.
@@ -114,7 +123,7 @@ fn recovered(before: &JobBook, after: &JobBook, report: &RunReport) -> Option<Ev
     let all_well = after.legs.iter().all(|leg| leg.failure.is_none()) && !report.legs.iter().any(|leg| waits(&leg.result));
     let failed_before = before.failures > 0
         || before.last.as_ref().is_some_and(|last| last.failure.as_ref().is_some_and(|failure| !passes(failure)))
-        || before.legs.iter().any(|leg| leg.failure.is_some());
+        || before.legs.iter().any(|leg| leg.failure.as_ref().is_some_and(|failure| !passes(failure)));
     let told = [Occasion::Failed, Occasion::LagCritical].iter().any(|what| before.told.contains_key(what));
     if !all_well || !(failed_before || told) {
         return None;
@@ -324,7 +333,6 @@ mod tests {
         assert_eq!(told(&never, &[("dr1", 5)]).0, []);
         let mut stopped = run(&[("dr1", 130)]).0;
         stopped.failures = 0;
-        stopped.legs[0].failure = None;
         assert_eq!(told(&stopped, &[("dr1", 0)]).0, []);
     }
 

@@ -179,7 +179,9 @@ impl Seat {
 /// A place that nobody served, or whose thread ended in a panic, brings nothing more.
 impl Drop for Seat {
     fn drop(&mut self) {
-        let _ = self.told.send(Told::Ended { lane: self.lane, begun: false, result: Ok(()) });
+        let bug = || Error::new(Kind::Failed, "the thread of a connection ended in a panic");
+        let result = if std::thread::panicking() { Err(bug()) } else { Ok(()) };
+        let _ = self.told.send(Told::Ended { lane: self.lane, begun: false, result });
     }
 }
 

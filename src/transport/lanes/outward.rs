@@ -7,7 +7,7 @@ use super::Lanes;
 use crate::error::{Error, Kind, Result};
 use crate::format::lane::{JOINED, Join, PieceHead};
 use crate::format::stream::LaneOffer;
-use crate::limits::{HANDSHAKE_TIMEOUT, LANE_LOOK, LANE_PIECES_SPARE, LANES_FROM_BYTES, STOP_POLL, TRANSPORT_BUFFER_BYTES};
+use crate::limits::{HANDSHAKE_TIMEOUT, LANE_LOOK, LANE_PIECES_SPARE, LANES_FROM_BYTES, LINGER, STOP_POLL, TRANSPORT_BUFFER_BYTES};
 use crate::log;
 use crate::ring::AlignedBuf;
 use crate::transport::spare::Spare;
@@ -158,12 +158,12 @@ impl Fan {
         self.end();
     }
 
-    /// Waits until lanes got on since `seen`, or one failed. What there is to see then.
-    fn wait(&self, seen: Seen, limit: Duration) -> Seen {
+    /// Waits until lanes got on since `seen`, or one failed. What there is to see then, and whether all has left.
+    fn wait(&self, seen: Seen, limit: Duration) -> (Seen, bool) {
         let state = self.state();
         let still = |state: &mut State| state.seen == seen && state.failure.is_none() && !state.is_flushed();
         let (state, _) = self.moved.wait_timeout_while(state, limit, still).unwrap_or_else(PoisonError::into_inner);
-        state.seen
+        (state.seen, state.is_flushed())
     }
 
     /// Whether something is on its way, and may arrive.
@@ -230,6 +230,8 @@ pub struct Outward {
     seen: Seen,
     /// When what the receiver says was last looked at while lanes get on.
     looked: Instant,
+    /// When the stop flag was first seen.
+    stopped: Option<Instant>,
 }
 
 impl Outward {
@@ -251,6 +253,7 @@ impl Outward {
             said: false,
             seen: Seen::default(),
             looked: Instant::now(),
+            stopped: None,
         }
     }
 
@@ -403,12 +406,17 @@ impl Transport for Outward {
 
     fn turn(&mut self, inbox: Option<&mut Inbox>, limit: Duration) -> Result<Turn> {
         let seen = self.seen;
-        let Some(now) = self.fan().filter(|fan| fan.is_at_work()).map(|fan| fan.wait(seen, limit)) else {
+        let Some((now, is_flushed)) = self.fan().filter(|fan| fan.is_at_work()).map(|fan| fan.wait(seen, limit)) else {
             return self.control.turn(inbox, limit);
         };
-        // Who is to stop waits for no limit of his own.
-        if self.stop.load(Ordering::Relaxed) && (now.moves == seen.moves || now.paced != seen.paced) {
-            return Err(Error::interrupted());
+        // Last words wait behind what is on its way: for lanes that get on, not for long, and for no limit of our own.
+        if self.stop.load(Ordering::Relaxed) {
+            let since = *self.stopped.get_or_insert_with(Instant::now);
+            if !is_flushed && (now.moves == seen.moves || now.paced != seen.paced || since.elapsed() >= LINGER) {
+                return Err(Error::interrupted());
+            }
+            self.seen = now;
+            return Ok(Turn::Sent);
         }
         // What the receiver says meanwhile is heard: its pulses would fill the way for its last words.
         if now == seen || self.looked.elapsed() >= STOP_POLL {
