@@ -61,7 +61,7 @@ pub const LANE_PIECES: usize = 2;
 pub const LANE_PIECES_SPARE: usize = 2;
 /// How long a thread that has two things to wait for waits for one of them.
 pub const LANE_LOOK: Duration = Duration::from_millis(20);
-/// Descriptors of a lane: two of its socket, two rings of its own.
+/// Descriptors of a lane: its socket twice, its ring, and the handle by which it is closed while it proves its key.
 pub const LANE_DESCRIPTORS: u64 = 4;
 /// What a shard claims of the volume at once: long reads, and an end that all shards reach at about the same time.
 pub const SEGMENT_BYTES: u64 = 64 << 20;

@@ -143,11 +143,14 @@ fn of_job(common: &Common, options: &VerifyOptions, part: Part, output: &Output)
     let began = configured.shelf.read(&job.name)?.verify;
     let (mut all, mut whole, mut end) = (Vec::new(), true, Ok(()));
     for route in routes(job) {
-        let seen = one_of_job(&host, &route, part, options.repair, &stop, output)?;
-        whole &= seen.whole;
-        all.push(seen.compared);
-        if seen.end.is_err() {
-            (whole, end) = (false, seen.end);
+        // What was found before is written down, whatever keeps the others from their turn.
+        end = one_of_job(&host, &route, part, options.repair, &stop, output).and_then(|seen| {
+            whole &= seen.whole;
+            all.push(seen.compared);
+            seen.end
+        });
+        if end.is_err() {
+            whole = false;
             break;
         }
     }

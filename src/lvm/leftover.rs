@@ -17,6 +17,7 @@ use crate::lvm::report::Lv;
 use crate::lvm::volume::{row, rows};
 use std::collections::BTreeSet;
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -108,12 +109,13 @@ pub(super) fn take_back(vg: &str, name: &str) {
     given_up().remove(&format!("{vg}/{name}"));
 }
 
-/// Tries again to remove what this process had given up: each with what came of it. lvm2 is not asked where there is nothing.
-pub fn remove_given_up() -> Vec<(String, Result<()>)> {
-    remove_given_up_with(&Lvm2)
+/// Tries again to remove what this process had given up: each with what came of it. lvm2 is not asked where there is nothing, and
+/// no more once `stop` is set: who stops does not wait for one after the other.
+pub fn remove_given_up(stop: &AtomicBool) -> Vec<(String, Result<()>)> {
+    remove_given_up_with(&Lvm2, stop)
 }
 
-pub(super) fn remove_given_up_with(tools: &dyn Tools) -> Vec<(String, Result<()>)> {
+pub(super) fn remove_given_up_with(tools: &dyn Tools, stop: &AtomicBool) -> Vec<(String, Result<()>)> {
     // Nobody waits for lvm2 with the list in his hands.
     let all: Vec<String> = given_up().iter().cloned().collect();
     let again = |label: String| {
@@ -124,7 +126,7 @@ pub(super) fn remove_given_up_with(tools: &dyn Tools) -> Vec<(String, Result<()>
         }
         Some((label, removed))
     };
-    all.into_iter().filter_map(again).collect()
+    all.into_iter().take_while(|_| !stop.load(Ordering::Relaxed)).filter_map(again).collect()
 }
 
 /// Removes a snapshot of ours; one that is gone already is fine, one that is not ours is an error.

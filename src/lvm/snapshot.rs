@@ -264,6 +264,7 @@ mod tests {
     use super::*;
     use crate::lvm::fake::{Fake, Row};
     use crate::lvm::leftover::{leftovers_with, remove_given_up_with};
+    use std::sync::atomic::AtomicBool;
 
     const RUN: &str = "01999999-aaaa-7bbb-8ccc-0123456789ab";
 
@@ -405,17 +406,19 @@ mod tests {
     #[test]
     fn a_snapshot_that_could_not_be_removed_is_tried_again_while_its_owner_lives() {
         let fake = classic();
-        assert!(remove_given_up_with(&*fake).is_empty());
+        let (go, stop) = (AtomicBool::new(false), AtomicBool::new(true));
+        assert!(remove_given_up_with(&*fake, &go).is_empty());
         let snapshot = create(&fake).unwrap();
         assert!(leftovers_with(&*fake, None).unwrap()[0].owner_lives);
         fake.fail_once("lvremove", "no permission");
         assert!(snapshot.remove().unwrap_err().chain().contains("no permission"));
         assert!(!leftovers_with(&*fake, None).unwrap()[0].owner_lives, "the next run of this very process would leave it");
         fake.fail_once("lvremove", "no permission");
-        assert!(remove_given_up_with(&*fake)[0].1.is_err());
-        remove_given_up_with(&*fake).remove(0).1.unwrap();
+        assert!(remove_given_up_with(&*fake, &go)[0].1.is_err());
+        assert!(remove_given_up_with(&*fake, &stop).is_empty(), "who stops waits for none");
+        remove_given_up_with(&*fake, &go).remove(0).1.unwrap();
         assert_eq!(fake.names(), ["db"]);
-        assert!(remove_given_up_with(&*fake).is_empty());
+        assert!(remove_given_up_with(&*fake, &go).is_empty());
     }
 
     #[test]

@@ -29,15 +29,15 @@ pub fn watch(shelf: &Shelf, jobs: &Listed, zone: &TimeZone, stop: &AtomicBool) {
         if looked.elapsed() >= ALARM_INTERVAL {
             looked = Instant::now();
             look(shelf, &listed(jobs), zone);
-            remove_what_stayed();
+            remove_what_stayed(stop);
         }
     }
 }
 
 /// A snapshot that its run could not remove takes room and slows its volume down: the run that is to come may be a day
 /// away. That it stays was told when its run ended.
-fn remove_what_stayed() {
-    for (label, removed) in lvm::remove_given_up() {
+fn remove_what_stayed(stop: &AtomicBool) {
+    for (label, removed) in lvm::remove_given_up(stop) {
         match removed {
             Ok(()) => log::info(format!("removed {label}, which its run could not remove")),
             Err(error) => log::debug(|| error.chain()),
