@@ -200,6 +200,8 @@ pub const COW_EXTEND_PERCENT: f64 = 50.0;
 pub const POOL_PERCENT_MAX: f64 = 95.0;
 /// How often the fill of a snapshot is looked at.
 pub const SNAPSHOT_WATCH: Duration = Duration::from_secs(2);
+/// Time without an answer of a disk, requests waiting, after which that is said: a suspended device, or a broken path to it.
+pub const DISK_SILENCE: Duration = Duration::from_secs(15);
 /// Times a snapshot that somebody (udev, a scanner) has open for a moment is tried to be removed.
 pub const REMOVE_TRIES: u32 = 20;
 /// Time between two such tries.

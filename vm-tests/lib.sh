@@ -40,6 +40,30 @@ need() {
   done
 }
 
+# What everything that runs waits for: said of a case whose time is nearly up, of which a bare "not
+# finished" tells nothing. Threads of the kernel, which have no command line, count when they wait
+# for a disk. Builtins alone, since a fork takes long where this is needed.
+tell_what_waits() {
+  local process task words key state
+  for process in /proc/[0-9]*; do
+    { [ "$process" != /proc/1 ] && [ "$process" != /proc/$BASHPID ]; } || continue
+    words=() state=
+    mapfile -d '' -t words < "$process/cmdline"
+    while read -r key state; do [ "$key" != State: ] || break; done < "$process/status"
+    { [ ${#words[@]} -gt 0 ] || [ "${state:0:1}" = D ]; } || continue
+    echo "${process#/proc/} $state: ${words[*]}"
+    for task in "$process"/task/*; do
+      echo "  ${task##*/} $(< "$task/comm") in $(< "$task/wchan"), system call $(< "$task/syscall")"
+      echo "$(< "$task/stack")"
+    done
+  done
+  # Where requests are that a disk has not answered: read and write, then its queues' own words.
+  mountpoint -q /sys/kernel/debug || mount -t debugfs none /sys/kernel/debug
+  grep -v ' 0 *0$' /sys/block/*/inflight
+  grep . /sys/kernel/debug/block/vd[c-z]/hctx*/{state,dispatch,busy,tags,sched_tags}
+  return 0
+} 2> /dev/null
+
 # ---------------------------------------------------------------- disks and volumes
 
 [ -e /etc/lvm/lvmlocal.stock ] || cp /etc/lvm/lvmlocal.conf /etc/lvm/lvmlocal.stock

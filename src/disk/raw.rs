@@ -9,6 +9,8 @@
 
 use super::{Action, Completion, Disk, Request, Run, guard};
 use crate::error::{Context, Error, Kind, Result};
+use crate::limits::DISK_SILENCE;
+use crate::log;
 use crate::ring::ioctl::{self, DirectAlignment};
 use crate::ring::{self, AlignedBuf, Choice, Engine};
 use nix::errno::Errno;
@@ -22,6 +24,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Alignment that suits every file system which does not say what it wants.
 const CAREFUL_ALIGNMENT: u32 = 4096;
@@ -131,6 +134,16 @@ impl RawDisk {
     /// Whether aligned transfers go past the page cache.
     pub fn is_direct(&self) -> bool {
         self.direct.is_some()
+    }
+
+    /// What is said of a disk that does not answer.
+    fn silence(&self) -> String {
+        let why = match super::stack::suspended(Path::new(&self.name)) {
+            Some(name) => format!("{name} is suspended, and `dmsetup resume {name}` wakes it"),
+            None => "the kernel's log (dmesg) may say why".to_owned(),
+        };
+        let (name, waiting, seconds) = (&self.name, self.engine.in_flight(), DISK_SILENCE.as_secs());
+        format!("{name} has not answered for {seconds} s, {waiting} requests wait: {why}; this run waits, too")
     }
 
     /// The descriptor that can take this request as a whole.
@@ -243,7 +256,21 @@ impl Disk for RawDisk {
         if let Some(done) = self.refused.pop_front() {
             return Ok(Some(done));
         }
-        self.engine.wait(None).context(Kind::Storage, || format!("wait for i/o on {}", self.name))
+        let began = Instant::now();
+        let mut told = false;
+        loop {
+            let done = self.engine.wait(Some(DISK_SILENCE)).context(Kind::Storage, || format!("wait for i/o on {}", self.name))?;
+            if done.is_some() || self.engine.in_flight() == 0 {
+                if told {
+                    log::info(format!("{} answers again after {} s", self.name, began.elapsed().as_secs()));
+                }
+                return Ok(done);
+            }
+            // The kernel owns the buffers until it answers: giving up is not ours, saying what is waited for is.
+            if !std::mem::replace(&mut told, true) {
+                log::warning(self.silence());
+            }
+        }
     }
 
     fn data_range(&mut self, from: u64) -> Result<Option<Range<u64>>> {

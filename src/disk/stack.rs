@@ -64,6 +64,17 @@ pub(super) fn zeroes_cheaply(path: &Path) -> bool {
     most.is_some_and(|most| most != "0")
 }
 
+/// The device mapper's name of the first device that holds its bytes up: itself, or one that it lies on.
+pub(super) fn suspended(path: &Path) -> Option<String> {
+    let node = Node::of(path).ok()?;
+    std::iter::once(node).chain(node.below()).find_map(|node| match node {
+        Node::Device(number) if attribute(&number.folder(), "dm/suspended").as_deref() == Some("1") => {
+            attribute(&number.folder(), "dm/name")
+        }
+        _ => None,
+    })
+}
+
 /// Something that holds bytes, under the kernel's own name for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Node {
