@@ -42,7 +42,7 @@ need() {
 
 # What everything that runs waits for: said of a case whose time is nearly up, of which a bare "not
 # finished" tells nothing. Threads of the kernel, which have no command line, count when they wait
-# for a disk. Builtins alone, since a fork takes long where this is needed.
+# for a disk. Few forks, since each takes long where this is needed.
 tell_what_waits() {
   local process task words key state
   for process in /proc/[0-9]*; do
@@ -61,6 +61,7 @@ tell_what_waits() {
   mountpoint -q /sys/kernel/debug || mount -t debugfs none /sys/kernel/debug
   grep -v ' 0 *0$' /sys/block/*/inflight
   grep . /sys/kernel/debug/block/vd[c-z]/hctx*/{state,dispatch,busy,tags,sched_tags}
+  grep . /tmp/said /tmp/ferry.log
   return 0
 } 2> /dev/null
 
@@ -185,7 +186,8 @@ exits() { # CODE COMMAND…
   local wanted=$1 code=0
   shift
   echo "\$ $*"
-  said=$("$@" 2>&1) || code=$?
+  "$@" > /tmp/said 2>&1 || code=$? # in a file, so that a case that is not finished can show it
+  said=$(< /tmp/said)
   echo "$said"
   [ "$code" = "$wanted" ] || fail "ended with $code, not $wanted: $*"
 }

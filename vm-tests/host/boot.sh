@@ -36,13 +36,16 @@ qemu_command() { # FOLDER DISK…
   tar -C "$folder/payload" -cf "$folder/payload.tar" .
   truncate -s %1M "$folder/payload.tar"
   # qemu64 is faster under TCG than processors with more instructions, which it has to emulate; with
-  # two processors one boot in sixty hangs.
-  if [ "$(accelerator)" = kvm ]; then command=(-accel kvm -cpu host -smp 2); else command=(-accel tcg -cpu qemu64 -smp 1); fi
+  # two processors one boot in sixty hangs. Where no second one can ever come, QEMU before 8.1 leaves
+  # memory barriers out (its commit c914d46d puts them back): then one run in a few hundred waits for
+  # a disk for ever, whose doorbell or interrupt was lost. Hence maxcpus; and without event_idx the
+  # next request makes up for a lost one.
+  if [ "$(accelerator)" = kvm ]; then command=(-accel kvm -cpu host -smp 2); else command=(-accel tcg -cpu qemu64 -smp 1,maxcpus=2); fi
   command=("$CACHE/qemu" -M q35 "${command[@]}" -m 1024 -nodefaults -no-user-config -display none -no-reboot
     -kernel "$CACHE/vmlinuz" -initrd "$CACHE/initrd.cpio"
     -append "console=ttyS0 panic=-1 oops=panic quiet loglevel=5 random.trust_cpu=on mitigations=off"
     -chardev "file,id=ser,path=$folder/kernel.log" -serial chardev:ser
-    -drive "if=none,id=root,file=$CACHE/root.img,format=raw,readonly=on,cache=unsafe,file.locking=off" -device virtio-blk-pci,drive=root,serial=vmroot
+    -drive "if=none,id=root,file=$CACHE/root.img,format=raw,readonly=on,cache=unsafe,file.locking=off" -device virtio-blk-pci,drive=root,serial=vmroot,event_idx=off
     -drive "if=none,id=payload,file=$folder/payload.tar,format=raw,readonly=on,cache=unsafe" -device virtio-blk-pci,drive=payload,serial=payload
     -device virtio-rng-pci -device virtio-serial-pci
     -chardev "file,id=out,path=$folder/out.log" -device virtserialport,chardev=out,name=out
@@ -55,7 +58,7 @@ qemu_command() { # FOLDER DISK…
       *) file=file=$file ;;
     esac
     command+=(-drive "if=none,id=d$number,$file,format=raw,cache=writeback,discard=unmap"
-      -device "virtio-blk-pci,drive=d$number,serial=${disk%%=*},write-cache=on")
+      -device "virtio-blk-pci,drive=d$number,serial=${disk%%=*},write-cache=on,event_idx=off")
     number=$((number + 1))
   done
 }
