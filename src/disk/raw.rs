@@ -143,7 +143,7 @@ impl RawDisk {
             None => "the kernel's log (dmesg) may say why".to_owned(),
         };
         let (name, waiting, seconds) = (&self.name, self.engine.in_flight(), DISK_SILENCE.as_secs());
-        format!("{name} has not answered for {seconds} s, {waiting} requests wait: {why}; this run waits, too")
+        format!("{name} has not answered for {seconds} s (requests on their way: {waiting}): {why}; this run waits for it")
     }
 
     /// The descriptor that can take this request as a whole.

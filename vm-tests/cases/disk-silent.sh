@@ -16,7 +16,7 @@ said_so() { grep -q 'has not answered' /tmp/ferry.log; }
 wait_until 40 said_so
 heal replica
 background_exits 0
-assert_said '/dev/mapper/replica has not answered for 15 s, [0-9]+ requests wait: replica is suspended, and `dmsetup resume replica`' \
+assert_said '/dev/mapper/replica has not answered for 15 s [(]requests on their way: [1-9][0-9]*[)]: replica is suspended, and `dmsetup resume replica`' \
   '/dev/mapper/replica answers again'
 assert_no_snapshot_of_ours
 assert_same_bytes /dev/vg/src /dev/mapper/replica
