@@ -256,19 +256,19 @@ impl Disk for RawDisk {
         if let Some(done) = self.refused.pop_front() {
             return Ok(Some(done));
         }
-        let began = Instant::now();
-        let mut told = false;
+        let mut told: Option<Instant> = None;
         loop {
             let done = self.engine.wait(Some(DISK_SILENCE)).context(Kind::Storage, || format!("wait for i/o on {}", self.name))?;
             if done.is_some() || self.engine.in_flight() == 0 {
-                if told {
-                    log::info(format!("{} answers again after {} s", self.name, began.elapsed().as_secs()));
+                if let Some(told) = told {
+                    log::info(format!("{} answers again after {} s", self.name, (DISK_SILENCE + told.elapsed()).as_secs()));
                 }
                 return Ok(done);
             }
             // The kernel owns the buffers until it answers: giving up is not ours, saying what is waited for is.
-            if !std::mem::replace(&mut told, true) {
+            if told.is_none() {
                 log::warning(self.silence());
+                told = Some(Instant::now());
             }
         }
     }

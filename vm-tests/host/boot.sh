@@ -37,9 +37,9 @@ qemu_command() { # FOLDER DISK…
   truncate -s %1M "$folder/payload.tar"
   # qemu64 is faster under TCG than processors with more instructions, which it has to emulate; with
   # two processors one boot in sixty hangs. Where no second one can ever come, QEMU before 8.1 leaves
-  # memory barriers out (its commit c914d46d puts them back): then one run in a few hundred waits for
-  # a disk for ever, whose doorbell or interrupt was lost. Hence maxcpus; and without event_idx the
-  # next request makes up for a lost one.
+  # memory barriers out (its commit c914d46d puts them back), and a disk's doorbell or interrupt can be
+  # lost. That is the best explanation for disks that now and then stopped answering for good. Hence
+  # maxcpus; and without event_idx the next request makes up for a lost one.
   if [ "$(accelerator)" = kvm ]; then command=(-accel kvm -cpu host -smp 2); else command=(-accel tcg -cpu qemu64 -smp 1,maxcpus=2); fi
   command=("$CACHE/qemu" -M q35 "${command[@]}" -m 1024 -nodefaults -no-user-config -display none -no-reboot
     -kernel "$CACHE/vmlinuz" -initrd "$CACHE/initrd.cpio"
