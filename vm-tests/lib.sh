@@ -144,7 +144,7 @@ keep_busy() { # FOLDER
     done
   ) > /dev/null 2>&1 &
   busy_pid=$!
-  wait_until 20 test -e "$1/busy/f3"
+  wait_until test -e "$1/busy/f3"
 }
 
 stop_busy() {
@@ -223,9 +223,9 @@ pause_at_snapshot() { # VG ARGUMENT…
   local vg=$1
   shift
   ferry_in_background "$@"
-  wait_until 30 snapshot_node "$vg"
+  wait_until snapshot_node "$vg"
   pause_ferry
-  wait_until 30 snapshot_appeared # lvcreate is a process of its own and goes on
+  wait_until snapshot_appeared # lvcreate is a process of its own and goes on
 }
 
 # Runs a command that the kernel does not let use io_uring, as sysctl or a container's seccomp would.
@@ -260,14 +260,14 @@ assert_said() { # PATTERN…: extended, without regard to case
 
 # ---------------------------------------------------------------- events
 
-wait_until() { # SECONDS COMMAND…: fails when the command has not succeeded by then
-  local limit=$1 now end
-  shift
+PATIENCE=240 # seconds for what takes a few: only what never comes is to be noticed
+wait_until() { # COMMAND…: fails when the command does not succeed in any time that makes sense
+  local now end
   read -r now _ < /proc/uptime
-  end=$((${now%.*} + limit))
+  end=$((${now%.*} + PATIENCE))
   until "$@"; do
     read -r now _ < /proc/uptime
-    if [ "${now%.*}" -ge $end ]; then fail "waited $limit s for: $*"; fi
+    if [ "${now%.*}" -ge $end ]; then fail "waited $PATIENCE s for: $*"; fi
     read -rt 0.02 -u "$pause" || true
   done
 }
@@ -423,7 +423,7 @@ make_two_hosts() {
 FAR_STATE=/tmp/far-state
 serve_remote_shell() {
   on_replica python3 /payload/tools/remote_shell.py serve 9000 > /tmp/remote-shell.log 2>&1 &
-  wait_until 20 on_replica sh -c 'ss -ltn | grep -q 9000'
+  wait_until on_replica sh -c 'ss -ltn | grep -q 9000'
 }
 ferry_from_source() { # ARGUMENT…
   on_source blockferry "$@" --state-dir "$STATE" --rsh 'python3 /payload/tools/remote_shell.py 9000' \

@@ -1,7 +1,6 @@
 # Three volumes, two receivers and an agent: one receiver goes and comes back, the agent is killed, the job is renamed, paused, aborted.
 # needs: dm-snapshot tool:python3 binary
 # backend: any
-# limit: 300
 
 make_vg vg a
 make_vg rvg b
@@ -32,7 +31,7 @@ receiver_file far 7422 > /tmp/far.toml
 start_receiver() { # NAME
   setsid blockferry receiver --config /tmp/$1.toml >> /tmp/$1.log 2>&1 < /dev/null &
   eval "pid_$1=\$!"
-  wait_until 30 grep -q 'listening on' /tmp/$1.log
+  wait_until grep -q 'listening on' /tmp/$1.log
 }
 stop_receiver() { # NAME
   local pid="pid_$1"
@@ -69,7 +68,7 @@ volumes = [$(for name in "${volumes[@]}"; do printf '{ source = "vg/%s", replica
 every = "3s"
 rpo = "2min"
 retry = { initial = "1s", max = "2s" }
-stall_timeout = "5s"
+stall_timeout = "20s"
 [[job.notify]]
 on = ["failed", "recovered"]
 exec = ["/tmp/page"]
@@ -106,70 +105,73 @@ start_receiver far
 agent_file db > /tmp/agent.toml
 blockferry config check --config /tmp/agent.toml
 start_agent
-wait_until 90 monitor_says 0
-wait_until 60 replicas_are near two three
-wait_until 60 replicas_are far two three
+wait_until monitor_says 0
+wait_until replicas_are near two three
+wait_until replicas_are far two three
 
 echo "# a receiver is away: the other goes on, somebody is told, and what it missed arrives when it is back"
 stop_receiver far
 noise_at /dev/vg/two 10 2
-wait_until 60 replicas_are near two
-wait_until 60 was_paged_for failed
-wait_until 60 status_says '"receiver":"far"'
+wait_until replicas_are near two
+wait_until was_paged_for failed
+wait_until status_says '"receiver":"far"'
 if monitor_says 0; then fail "monitor says OK while a receiver is away"; fi
 if replicas_are far two; then fail "who is away has it all the same"; fi
 start_receiver far
-wait_until 60 replicas_are far two
-wait_until 60 was_paged_for recovered
-wait_until 60 monitor_says 0
+wait_until replicas_are far two
+wait_until was_paged_for recovered
+wait_until monitor_says 0
 
 echo "# the agent is killed in the middle of things"
 noise 2000000 > /tmp/one/more
 noise_at /dev/vg/three 1 6
-wait_until 60 snapshot_appeared
+wait_until snapshot_appeared
 kill -9 "$agent_pid"
 wait "$agent_pid" 2> /dev/null || true
 start_agent
-wait_until 90 replicas_are near two three
-wait_until 90 replicas_are far two three
+wait_until replicas_are near two three
+wait_until replicas_are far two three
 
 echo "# renamed: another label, the same replicas"
 before=$(generation_of /tmp/state-near)
 agent_file renamed > /tmp/agent.toml
 kill -HUP "$agent_pid"
-wait_until 60 status_says '"job":"renamed"|"name":"renamed"'
+wait_until status_says '"job":"renamed"|"name":"renamed"'
 noise_at /dev/vg/two 4 1
-wait_until 60 replicas_are near two
+wait_until replicas_are near two
 [ "$(generation_of /tmp/state-near)" -gt "$before" ] || fail "the renamed job began anew"
 
 echo "# paused: nothing goes; resumed: it does"
 blockferry pause renamed --reason maintenance --config /tmp/agent.toml
 nothing_runs() { status_says 'paused' && ! grep -q '"activity":"running' <<< "$said" && [ -z "$(snapshots_of_ours)" ]; }
-wait_until 60 nothing_runs
+wait_until nothing_runs
 noise_at /dev/vg/three 12 1
 read -rt 7 -u "$pause" || true # two intervals and more
 if replicas_are near three; then fail "a paused job ran"; fi
 blockferry resume renamed --config /tmp/agent.toml
-wait_until 60 replicas_are near three
-wait_until 60 replicas_are far three
+wait_until replicas_are near three
+wait_until replicas_are far three
 
 echo "# a receiver stands still: a second run is told to wait, and abort ends the first"
 kill -STOP "$pid_far"
 noise_at /dev/vg/two 6 1
-wait_until 60 status_says 'running'
-code=0
-blockferry run renamed --config /tmp/agent.toml || code=$?
-assert_equal "$code" 5 "the exit code of a second run"
+wait_until status_says 'running'
+is_refused_for_the_first() { # or comes between two tries of the first, whose turn it is again then
+  local code=0
+  blockferry run renamed --config /tmp/agent.toml || code=$?
+  [ "$code" = 5 ]
+}
+wait_until is_refused_for_the_first
 blockferry abort renamed --config /tmp/agent.toml
 kill -CONT "$pid_far"
 blockferry resume renamed --config /tmp/agent.toml 2> /dev/null || true
-wait_until 90 replicas_are far two
+wait_until replicas_are far two
 
 echo "# the end: everything at rest, and the same everywhere"
 umount /tmp/one
-wait_until 90 replicas_are near one two three
-wait_until 90 replicas_are far one two three
-wait_until 60 monitor_says 0
+wait_until replicas_are near one two three
+wait_until replicas_are far one two three
+wait_until monitor_says 0
 kill "$agent_pid"
 wait "$agent_pid" || true
 blockferry doctor --state-dir "$STATE"

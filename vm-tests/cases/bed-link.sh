@@ -3,7 +3,7 @@
 
 make_two_hosts
 on_replica nc -l -p 9000 > /tmp/received &
-wait_until 20 on_replica sh -c 'ss -ltn | grep -q 9000'
+wait_until on_replica sh -c 'ss -ltn | grep -q 9000'
 noise 5000000 > /tmp/sent
 on_source nc -N 10.9.0.2 9000 < /tmp/sent
 wait $!

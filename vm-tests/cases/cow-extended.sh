@@ -14,10 +14,10 @@ slow_writes replica 500
 cow_has() { [ "$(lv_field "$(snapshots_of_ours)" lv_size)" -gt $((16 * MIB)) ]; }
 
 ferry_in_background clone /dev/vg/src /dev/mapper/replica --state-dir "$STATE" --snapshot-size fixed:16MiB
-wait_until 60 has_written /dev/mapper/replica 2
+wait_until has_written /dev/mapper/replica 2
 noise 11000000 > /tmp/m/more # 65 % of the store
 sync
-wait_until 30 cow_has
+wait_until cow_has
 noise 15000000 > /tmp/m/still-more # too much for what it had
 sync
 heal replica

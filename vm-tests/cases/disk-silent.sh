@@ -10,10 +10,10 @@ noise_at /dev/vg/src 0 48
 interpose replica /dev/rvg/replica
 slow_writes replica 200
 ferry_in_background clone /dev/vg/src /dev/mapper/replica --state-dir "$STATE" --snapshot always
-wait_until 60 has_written /dev/mapper/replica 4
+wait_until has_written /dev/mapper/replica 4
 dmsetup suspend --noflush replica
 said_so() { grep -q 'has not answered' /tmp/ferry.log; }
-wait_until 40 said_so
+wait_until said_so
 heal replica
 background_exits 0
 assert_said '/dev/mapper/replica has not answered for 15 s [(]requests on their way: [1-9][0-9]*[)]: replica is suspended, and `dmsetup resume replica`' \

@@ -1,7 +1,6 @@
 # A mounted file system that nobody writes to becomes idle: after one pass without a snapshot, runs read nothing at all.
 # needs: dm-snapshot binary
 # backend: any
-# limit: 180
 
 make_vg vg a
 make_vg rvg b

@@ -1,7 +1,6 @@
 # A job's snapshot overflows in mid-run: it is made once more, at once, with twice the room, and the run succeeds.
 # needs: dm-snapshot binary
 # backend: any
-# limit: 120
 
 make_vg vg a
 make_vg rvg b

@@ -1,7 +1,6 @@
 # Replica and state on a disk that logs its writes: after a cut at any of many points, the next run ends in the same bytes.
 # needs: dm-snapshot dm-log-writes tool:python3 binary
 # backend: any
-# limit: 180
 
 make_vg vg c
 make_lv vg/src 32M

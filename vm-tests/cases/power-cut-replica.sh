@@ -31,9 +31,9 @@ before_cut() {
   ferry_in_background clone /dev/vg/src /dev/mapper/replica --state-dir "$STATE"
   local before
   case $1 in
-    first-copy) wait_until 60 has_written /dev/mapper/replica 12 ;;
-    journal) wait_until 60 journal_holds 4 ;;
-    apply) before=$(written_bytes /dev/mapper/replica) && wait_until 60 has_written /dev/mapper/replica $((before / MIB + 4)) ;;
+    first-copy) wait_until has_written /dev/mapper/replica 12 ;;
+    journal) wait_until journal_holds 4 ;;
+    apply) before=$(written_bytes /dev/mapper/replica) && wait_until has_written /dev/mapper/replica $((before / MIB + 4)) ;;
     committed) background_exits 0 ;;
   esac
   if [ "$1" != committed ]; then pause_ferry; fi

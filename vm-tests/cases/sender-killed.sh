@@ -21,7 +21,7 @@ left=$(snapshots_of_ours)
 # Killed in the middle of the data.
 slow_writes replica 200
 ferry_in_background clone /dev/vg/src /dev/mapper/replica --state-dir "$STATE"
-wait_until 60 has_written /dev/mapper/replica 4
+wait_until has_written /dev/mapper/replica 4
 kill_ferry
 heal replica
 [ "$(snapshots_of_ours | wc -l)" = 1 ] || fail "there should be one snapshot: $(snapshots_of_ours)"

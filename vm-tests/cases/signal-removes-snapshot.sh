@@ -10,7 +10,7 @@ noise_at /dev/vg/src 0 40
 interpose replica /dev/rvg/replica
 slow_writes replica 200
 ferry_in_background clone /dev/vg/src /dev/mapper/replica --state-dir "$STATE" --snapshot always
-wait_until 60 has_written /dev/mapper/replica 4
+wait_until has_written /dev/mapper/replica 4
 kill -TERM "$ferry_pid"
 code=0
 wait "$ferry_pid" || code=$?

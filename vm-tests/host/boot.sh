@@ -1,4 +1,4 @@
-# Boots one guest and follows its output until it ends, its time is up or its power is cut.
+# Boots one guest and follows its output until it ends, is silent for too long or has its power cut.
 # Sourced by ../run.
 
 # Real KVM only: a nested, software-only one does not boot a stock kernel.
@@ -6,14 +6,15 @@ accelerator() {
   if [ -w /dev/kvm ] && { [ -d /sys/module/kvm_intel ] || [ -d /sys/module/kvm_amd ]; }; then echo kvm; else echo tcg; fi
 }
 
-# boot BACKEND FOLDER LIMIT DISK…   with DISK as NAME=FILE or NAME=nbd:SOCKET (qemu only)
+# boot BACKEND FOLDER DISK…   with DISK as NAME=FILE or NAME=nbd:SOCKET (qemu only)
 #
 # FOLDER/payload is the guest's /payload; its /results comes to FOLDER/results. Each finished line of
-# output is given to `on_line`, which may set `end_guest=cut`. Sets `ended`: done, died, limit, cut
-# or noboot.
+# output is given to `on_line`, which may set `end_guest=cut`, and says with `allow` how long the guest may
+# take from there: how long it runs in all depends on the machine and on how many cases there are, and has
+# no limit. Sets `ended`: done, died, limit, cut or noboot.
 boot() {
-  local backend=$1 folder=$2 limit=$3
-  shift 3
+  local backend=$1 folder=$2
+  shift 2
   local attempt command
   rm -rf "$folder/results"
   mkdir -p "$folder/results"
@@ -22,7 +23,7 @@ boot() {
     : > "$folder/out.log"
     : > "$folder/kernel.log"
     rm -f "$folder/result" "$folder/files.tar"
-    follow "$backend" "$folder" "$limit"
+    follow "$backend" "$folder"
     [ "$ended" = noboot ] || break
     say "$backend: boot $attempt failed: $(tail -n 1 "$folder/vmm.log" "$folder/kernel.log" 2> /dev/null | tr '\n' ' ')"
   done
@@ -79,9 +80,12 @@ uml_command() { # FOLDER DISK…
   command+=(vmdisks="$names" vmpayload="$folder/payload" vmresults="$folder/results")
 }
 
-follow() { # BACKEND FOLDER LIMIT
-  local backend=$1 folder=$2 limit=$3 started=$SECONDS up= line piece= lines
+allow() { deadline=$((SECONDS + $1)); } # SECONDS
+
+follow() { # BACKEND FOLDER
+  local backend=$1 folder=$2 up= line piece= lines deadline
   end_guest= ended=
+  allow "$BOOT_LIMIT"
   # A session of its own: UML has helpers, and all of them have to go (guest_pid is the group).
   if [ "$backend" = qemu ]; then
     nice -n 5 setsid "${command[@]}" < /dev/null > "$folder/vmm.log" 2>&1 &
@@ -100,8 +104,10 @@ follow() { # BACKEND FOLDER LIMIT
     if [ -z "$alive" ]; then break; fi
     if [ -z "$up" ] && grep -aqs 'VMINIT: up' "$folder/kernel.log"; then up=1; fi
     if [ -n "$end_guest" ]; then ended=$end_guest; break; fi
-    if [ -z "$up" ] && [ $((SECONDS - started)) -ge "$BOOT_LIMIT" ]; then ended=noboot; break; fi
-    if [ $((SECONDS - started)) -ge "$limit" ]; then ended=limit; break; fi
+    if [ "$SECONDS" -ge "$deadline" ]; then
+      if [ -n "$up" ]; then ended=limit; else ended=noboot; fi
+      break
+    fi
     sleep 0.05
   done
   exec {lines}<&-
