@@ -186,6 +186,8 @@ pub const NOTIFY_TEXT_BYTES: usize = 2000;
 pub const NOTIFY_WAITING_MAX: usize = 64;
 /// Time limit for one lvm2 command. Scanning hundreds of disks takes seconds; a dead path takes forever.
 pub const LVM_TIMEOUT: Duration = Duration::from_secs(120);
+/// Time after which an lvm2 command that has not ended is named.
+pub const LVM_SILENCE: Duration = Duration::from_secs(15);
 
 /// Smallest COW store of a classic snapshot: a quiet volume still writes its file system's journal.
 pub const COW_BYTES_MIN: u64 = 16 << 20;

@@ -5,7 +5,7 @@
 //! Output is asked for as JSON with fixed units; nothing is read from columns made for people.
 
 use crate::error::{Context, Error, Kind, Result};
-use crate::limits::{LVM_OUTPUT_BYTES_MAX, LVM_TIMEOUT};
+use crate::limits::{LVM_OUTPUT_BYTES_MAX, LVM_SILENCE, LVM_TIMEOUT};
 use crate::log;
 use crate::program::{self, Call, How, words_of};
 use nix::unistd::geteuid;
@@ -55,7 +55,10 @@ fn find_tool(name: &str) -> Result<PathBuf> {
 /// its standard error.
 fn run(program: &Path, args: &[&str], limit: Duration) -> Result<String> {
     // Our sockets and devices are open in the child's eyes.
-    let mut call = Call::new(program, args, limit, LVM_OUTPUT_BYTES_MAX).env("LC_ALL", "C").env("LVM_SUPPRESS_FD_WARNINGS", "1");
+    let call = Call::new(program, args, limit, LVM_OUTPUT_BYTES_MAX).env("LC_ALL", "C").env("LVM_SUPPRESS_FD_WARNINGS", "1");
+    let line = call.line().to_owned();
+    let tell = || log::info(silence(&line, limit));
+    let mut call = call.slow(LVM_SILENCE, &tell);
     let began = Instant::now();
     let started = call.run();
     log::debug(|| format!("`{}` took {:.2} s", call.line(), began.elapsed().as_secs_f64()));
@@ -79,6 +82,16 @@ fn run(program: &Path, args: &[&str], limit: Duration) -> Result<String> {
     }
 }
 
+/// What is said of a command that has not ended. Which device to wake is not: a command that makes a snapshot suspends
+/// some itself.
+fn silence(line: &str, limit: Duration) -> String {
+    let (silent, limit) = (LVM_SILENCE.as_secs(), limit.as_secs());
+    format!(
+        "`{line}` has not ended for {silent} s: `dmsetup info -c` shows suspended devices, and the kernel's log (dmesg) disks that do not \
+         answer; it is ended after {limit} s"
+    )
+}
+
 /// The error of a failed command: what was run, how it ended, and all it said.
 fn failure(line: &str, ended: &str, stderr: &[u8]) -> Error {
     let said = words_of(stderr);
@@ -96,7 +109,6 @@ fn no_device_mapper(said: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits::HELPER_STOP_GRACE;
 
     fn shell(script: &str, limit: Duration) -> Result<String> {
         run(Path::new("/bin/sh"), &["-c", script], limit)
@@ -119,7 +131,7 @@ mod tests {
     fn a_hanging_tool_is_stopped_with_what_it_started() {
         let start = Instant::now();
         let error = shell("sleep 600 & sleep 600; echo never", Duration::from_millis(200)).unwrap_err();
-        assert!(start.elapsed() < HELPER_STOP_GRACE, "the grandchild kept the pipe open");
+        assert!(start.elapsed() < Duration::from_secs(300), "the grandchild kept the pipe open");
         assert!(error.chain().contains("stopped"), "{}", error.chain());
     }
 
