@@ -19,7 +19,7 @@ used_bytes() { du -B1 "$1" | cut -f1; }
 if [ -z "${BLOCKFERRY:-}" ]; then
   step "build"
   show cargo build --release
-  BLOCKFERRY=target/release/blockferry
+  BLOCKFERRY=${CARGO_TARGET_DIR:-target}/release/blockferry
 fi
 ferry() { printf '$ blockferry %s\n' "$*"; "$BLOCKFERRY" "$@"; }
 
