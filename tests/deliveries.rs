@@ -115,7 +115,7 @@ fn deliveries_at_once_read_the_source_once_and_each_arrives_whole() {
     all_well(&replicated);
     ["a", "b", "c", "d"].iter().for_each(|name| equal(&stand.source, stand.ferry.path(name)));
     // A receiver that starts late or stumbles reads some of it again; nothing like four times all of it.
-    assert!(replicated.read_bytes < 2 * bytes as u64, "{} bytes were read for {bytes}", replicated.read_bytes);
+    assert!(replicated.read_bytes < 3 * bytes as u64, "{} bytes were read for {bytes}", replicated.read_bytes);
     // Each counts what it was given, as if it were alone.
     let counted: Vec<u64> = replicated.deliveries.iter().flatten().map(|report| report.counts.read_bytes).collect();
     assert_eq!(counted, [bytes as u64; 4]);

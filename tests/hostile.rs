@@ -22,19 +22,35 @@ use receiver::{Agent, Receiver, end};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 const BOTH: &str = "\"push\", \"verify\"";
 const EXTENT: usize = 64 << 10;
 const EXTENTS: usize = 16;
+/// What takes longer hangs, also on a busy machine.
+const HANGS: Duration = Duration::from_secs(60);
 
 fn wire(agent: &Agent, receiver: &Receiver) -> Wire {
-    let socket = tcp::connect(&receiver.address, HANDSHAKE_TIMEOUT, &Default::default()).unwrap();
+    connect(agent, receiver).unwrap()
+}
+
+fn connect(agent: &Agent, receiver: &Receiver) -> Result<Wire, Error> {
+    let socket = tcp::connect(&receiver.address, HANDSHAKE_TIMEOUT, &Default::default())?;
     let stop = Default::default();
     let raw = Raw { socket, peer: "the receiver".into(), limit: HANDSHAKE_TIMEOUT, choice: Choice::Blocking, stop };
-    let tls = tls::connect(raw, &own_key(&agent.state).unwrap(), receiver.pin, Protocol::Session).unwrap();
-    Wire::new(Box::new(tls)).unwrap()
+    let tls = tls::connect(raw, &own_key(&agent.state)?, receiver.pin, Protocol::Session)?;
+    Wire::new(Box::new(tls))
+}
+
+/// Waits until the log has this in it so many times.
+fn wait_for_times(receiver: &Receiver, words: &str, times: usize) {
+    let until = Instant::now() + HANGS;
+    while receiver.log().matches(words).count() < times {
+        assert!(Instant::now() < until, "the receiver did not say {words:?} {times} times:\n{}", receiver.log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 fn hello(replica: &str) -> Hello {
@@ -364,7 +380,7 @@ fn a_recorded_session_that_is_played_again_opens_nothing() {
     receiver.wait_for("result=committed generation=1");
 
     let again = TcpStream::connect(&receiver.address).unwrap();
-    again.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    again.set_read_timeout(Some(HANGS)).unwrap();
     // It may hang up in the middle.
     let _ = (&again).write_all(&recorded);
     let ended = (&again).read_to_end(&mut Vec::new());
@@ -406,13 +422,16 @@ fn the_second_owner_of_a_replica_and_a_session_too_many_are_told_to_come_back() 
     let (code, said) = end(&agent.pass("clone", &image, &receiver, "db", &[]));
     assert_eq!(code, Some(5), "{said}");
     assert!(said.contains("in use by a session of prod1 from 127.0.0.1:"), "{said}");
+    // Who was refused is one session too many until its own is over.
+    wait_for_times(&receiver, "replica=\"db\" op=push", 1);
     let mut second = wire(&agent, &receiver);
     introduce(&mut second, &hello("web")).unwrap();
     let (code, said) = end(&agent.pass("clone", &image, &receiver, "web", &[]));
     assert_eq!(code, Some(4), "{said}");
     assert!(said.contains("serves 2 sessions already"), "{said}");
     drop(first);
-    receiver.wait_for("replica=\"db\" op=push");
+    wait_for_times(&receiver, "replica=\"db\" op=push", 2);
+    wait_for_times(&receiver, "session client=", 3);
     let (code, said) = end(&agent.pass("clone", &image, &receiver, "db", &[]));
     assert_eq!(code, Some(0), "{said}");
     // A session that is open does not hold up the end of the daemon; its peer hears why.
@@ -421,30 +440,41 @@ fn the_second_owner_of_a_replica_and_a_session_too_many_are_told_to_come_back() 
     assert_eq!(stopped.kind(), Kind::Interrupted, "{}", stopped.chain());
 }
 
-#[test]
-fn silence_and_a_trickle_end_by_the_time_limit() {
-    let agent = Agent::new();
-    let mut receiver = Receiver::start(&["db"], &format!("handshake_timeout = \"700ms\"\n{}", agent.entry("prod1", "*", BOTH)));
-    let begun = Instant::now();
+/// Whether those who never get to the point are cut by the limit of three seconds, and not by the ten that nobody set: one is
+/// silent, one trickles, and one with a key says nothing, for which it has the same time again.
+fn are_cut_in_time(agent: &Agent, receiver: &Receiver) -> bool {
+    let late = || receiver.log().matches("took too long for its first frame").count();
+    let (before, begun) = (late(), Instant::now());
+    let in_time = || begun.elapsed() < Duration::from_secs(9);
     let silent = TcpStream::connect(&receiver.address).unwrap();
     let mut trickle = TcpStream::connect(&receiver.address).unwrap();
-    let known = wire(&agent, &receiver);
+    // Where the machine stands still meanwhile, this one is cut before it has shown its key.
+    let known = connect(agent, receiver);
     for byte in [22, 3, 1, 1, 0] {
         let _ = trickle.write_all(&[byte]);
         std::thread::sleep(Duration::from_millis(100));
     }
     for mut socket in [&silent, &trickle] {
-        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        socket.set_read_timeout(Some(HANGS)).unwrap();
         let ended = socket.read(&mut [0; 64]);
         assert!(
             matches!(&ended, Ok(0)) || ended.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset),
             "{ended:?}"
         );
     }
-    // One with a key that says nothing has the same time again.
-    receiver.wait_for("took too long for its first frame");
+    while in_time() && late() == before {
+        std::thread::sleep(Duration::from_millis(20));
+    }
     drop(known);
-    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    in_time() && late() > before
+}
+
+#[test]
+fn silence_and_a_trickle_end_by_the_time_limit() {
+    let agent = Agent::new();
+    let mut receiver = Receiver::start(&["db"], &format!("handshake_timeout = \"3s\"\n{}", agent.entry("prod1", "*", BOTH)));
+    // A busy machine may take longer once or twice; who does not go by the limit always does.
+    assert!((0..3).any(|_| are_cut_in_time(&agent, &receiver)), "{}", receiver.log());
     assert!(receiver.is_alive());
 }
 
@@ -459,7 +489,7 @@ fn a_thousand_silent_connections_keep_nobody_out() {
     let crowd: Vec<TcpStream> = (0..1000).map(|_| TcpStream::connect(&receiver.address).unwrap()).collect();
     let (code, said) = end(&agent.pass("clone", &image, &receiver, "db", &[]));
     assert_eq!(code, Some(0), "{said}");
-    let until = Instant::now() + Duration::from_secs(10);
+    let until = Instant::now() + HANGS;
     while receiver.threads() > 16 + 4 {
         assert!(Instant::now() < until, "{} threads", receiver.threads());
         std::thread::sleep(Duration::from_millis(50));
@@ -473,7 +503,8 @@ fn a_thousand_silent_connections_keep_nobody_out() {
 #[test]
 fn a_session_without_progress_is_given_up_and_the_replica_goes_on() {
     let agent = Agent::new();
-    let rest = format!("stall_timeout = \"5s\"\n{}", agent.entry("prod1", "*", BOTH));
+    // The pulses below have to come in this time, also on a machine that stands still now and then.
+    let rest = format!("stall_timeout = \"15s\"\n{}", agent.entry("prod1", "*", BOTH));
     let receiver = Receiver::start(&["silent", "trickle", "pulses", "works", "next"], &rest);
     let open = |replica: &str| {
         let mut wire = wire(&agent, &receiver);
@@ -487,7 +518,7 @@ fn a_session_without_progress_is_given_up_and_the_replica_goes_on() {
     let given_up = |replica: &str| {
         receiver.log().lines().any(|line| line.contains(&format!("replica={replica:?}")) && line.contains("got no work done"))
     };
-    let until = Instant::now() + Duration::from_secs(60);
+    let until = Instant::now() + Duration::from_secs(180);
     let mut work = 0;
     while !["silent", "trickle", "pulses"].iter().all(|replica| given_up(replica)) {
         assert!(Instant::now() < until, "{}", receiver.log());
@@ -544,20 +575,21 @@ fn a_session_that_never_pauses_ends_with_its_rights() {
     let mut wire = wire(&talker, &receiver);
     introduce(&mut wire, &hello("a")).unwrap();
     wire.say(&Message::Begin(Begin { generation: 1, source_time_ms: 1 })).unwrap();
-    let until = Instant::now() + Duration::from_secs(30);
+    let until = Instant::now() + Duration::from_secs(180);
+    let marks = AtomicU64::new(0);
     std::thread::scope(|scope| {
         let talking = scope.spawn(|| {
-            let mut mark = 0;
-            while Instant::now() < until && wire.say(&Message::Mark(mark)).is_ok() {
-                mark += 1;
+            while Instant::now() < until && wire.say(&Message::Mark(marks.load(Ordering::Relaxed))).is_ok() {
+                marks.fetch_add(1, Ordering::Relaxed);
                 std::thread::sleep(Duration::from_millis(1));
             }
-            mark
         });
-        std::thread::sleep(Duration::from_millis(300));
+        while marks.load(Ordering::Relaxed) <= 100 {
+            assert!(!talking.is_finished(), "it may talk:\n{}", receiver.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
         assert_eq!(end(&receiver.run(&["pair", "revoke", "talker"])).0, Some(0));
         receiver.wait_for("talker may not do this any more");
-        assert!(talking.join().unwrap() > 100, "it talked all the time");
     });
     assert!(Instant::now() < until, "its connection was closed");
 }
@@ -565,6 +597,7 @@ fn a_session_that_never_pauses_ends_with_its_rights() {
 #[test]
 fn a_crowd_of_strangers_fills_no_log() {
     let (agent, stranger) = (Agent::new(), Agent::new());
+    let begun = Instant::now();
     let mut receiver = Receiver::start(&["db"], &agent.entry("prod1", "*", BOTH));
     for _ in 0..20 {
         let mut wire = wire(&stranger, &receiver);
@@ -573,5 +606,7 @@ fn a_crowd_of_strangers_fills_no_log() {
     receiver.wait_for("which is not paired");
     assert_eq!(receiver.stop(), Some(0));
     let lines = receiver.log().lines().filter(|line| line.contains("refused from=")).count();
-    assert!((1..=5).contains(&lines), "{lines} lines:\n{}", receiver.log());
+    // A minute has five.
+    let minutes = begun.elapsed().as_secs() as usize / 60 + 1;
+    assert!((1..=5 * minutes).contains(&lines), "{lines} lines in {minutes} minutes:\n{}", receiver.log());
 }

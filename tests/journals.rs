@@ -42,7 +42,7 @@ impl Stand {
         let before = self.receiver.log().matches("configuration reloaded").count();
         self.receiver.reconfigure(&["db"], &self.rest(dir, more));
         let reloaded = || self.receiver.log().matches("configuration reloaded").count() > before;
-        assert!((0..500).any(|_| reloaded() || (std::thread::sleep(std::time::Duration::from_millis(20)), false).1));
+        assert!((0..6000).any(|_| reloaded() || (std::thread::sleep(std::time::Duration::from_millis(20)), false).1));
     }
 
     fn push(&self) -> (Option<i32>, String) {

@@ -24,6 +24,8 @@ use uuid::Uuid;
 
 const BOTH: &str = "\"push\", \"verify\"";
 const MIB: usize = 1 << 20;
+/// What takes longer hangs, also on a busy machine.
+const HANGS: Duration = Duration::from_secs(60);
 
 /// Bytes that nothing shrinks.
 fn noise(seed: u64, bytes: usize) -> Vec<u8> {
@@ -68,21 +70,31 @@ impl Stage {
         assert!(fs::read(&self.image).unwrap() == fs::read(self.receiver.image("db")).unwrap(), "{}", self.receiver.log());
     }
 
-    /// A run of several connections that is slow enough to be met in the middle.
+    /// A run of several connections that is slow enough to be met in the middle: of 40 MiB, it goes over them after four
+    /// seconds and has sixteen left.
     fn start_slowly(&self) -> receiver::Running {
-        let more = ["-v", "--connections", "3", "--compress", "none", "--bandwidth", "16MiB/s"];
+        let more = ["-v", "--connections", "3", "--compress", "none", "--bandwidth", "2MiB/s"];
         let mut run = self.agent.start_pass("clone", &self.image, &self.receiver, "db", &more);
         // Beside the daemon's own: one for the session, and one for each connection beside it.
         wait_until("the run goes over its connections", || self.receiver.threads() >= 5 || run.is_over());
-        std::thread::sleep(Duration::from_millis(300));
+        std::thread::sleep(Duration::from_secs(1));
+        assert!(!run.is_over(), "the run was over too soon to prove anything:\n{}", self.receiver.log());
         run
     }
+
+    fn sessions_over(&self) -> usize {
+        self.receiver.log().matches("session client=").count()
+    }
+}
+
+fn interrupt(run: &receiver::Running) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(run.process() as i32), nix::sys::signal::Signal::SIGINT).unwrap();
 }
 
 fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !done() {
-        assert!(begun.elapsed() < Duration::from_secs(60), "{what}: not within a minute");
+        assert!(begun.elapsed() < HANGS, "{what}: not within a minute");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -97,8 +109,9 @@ fn what_comes_over_several_connections_is_what_comes_over_one() {
         stage.is_same();
         fs::write(&stage.image, noise(seed, 40 * MIB)).unwrap();
     }
-    // Through the journal.
-    let (code, said) = stage.clone(&[&several[..], &["--shards", "2"]].concat());
+    // Through the journal; slowly enough for the connections to be there before the end is.
+    let slowly = ["--shards", "2", "--bandwidth", "4MiB/s"];
+    let (code, said) = stage.clone(&[&several[..], &slowly].concat());
     assert!(code == Some(0) && said.contains("goes over 3 connections from now on"), "{said}");
     stage.is_same();
     // What is over in a moment opens none.
@@ -108,7 +121,7 @@ fn what_comes_over_several_connections_is_what_comes_over_one() {
     stage.is_same();
     // As many connections as shards, where those were asked for.
     stage.change(11, 3 * MIB, 30 * MIB);
-    let (code, said) = stage.clone(&["--shards", "2"]);
+    let (code, said) = stage.clone(&slowly);
     assert!(code == Some(0) && said.contains("goes over 2 connections from now on"), "{said}");
     stage.is_same();
     wait_until("the lanes' threads are gone", || stage.receiver.threads() <= 2);
@@ -125,10 +138,10 @@ fn a_receiver_that_gives_fewer_connections_or_none_is_gone_on_with() {
         assert!(code == Some(0) && said.contains(words), "{said}");
         stage.is_same();
     }
-    // One that has given what it has to others.
+    // One that has given what it has to others. Its refusals are heard while there is something to send.
     let stage = Stage::new("connections_max = 2", 16);
     let _others = stage.spread();
-    let (code, said) = stage.clone(&["--connections", "2"]);
+    let (code, said) = stage.clone(&["--connections", "2", "--bandwidth", "2MiB/s"]);
     assert!(code == Some(0) && said.contains("0 further connections") && said.contains("takes no further connection"), "{said}");
     stage.is_same();
 }
@@ -146,29 +159,53 @@ fn a_receiver_that_dies_and_a_sender_that_dies_leave_what_came() {
     let run = stage.start_slowly();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(run.process() as i32), nix::sys::signal::Signal::SIGKILL).unwrap();
     drop(run);
-    stage.receiver.wait_for("without a goodbye");
+    // What the sender had not read yet turns the end of its connections into a reset.
+    let is_cut = |log: &str| log.contains("without a goodbye") || log.contains("lost while");
+    wait_until("the session of the dead sender ends", || is_cut(&stage.receiver.log()));
     let (code, said) = stage.clone(&["--connections", "4"]);
     assert_eq!(code, Some(0), "{said}");
     stage.is_same();
 }
 
 #[test]
-fn a_sender_that_is_stopped_says_so_and_goes_on_later() {
+fn a_sender_that_is_stopped_ends_and_goes_on_later() {
     let stage = Stage::new("", 40);
     let run = stage.start_slowly();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(run.process() as i32), nix::sys::signal::Signal::SIGINT).unwrap();
+    interrupt(&run);
     let begun = Instant::now();
     let (code, said) = end(&run.wait());
-    assert!(code == Some(130) && begun.elapsed() < Duration::from_secs(10), "{:?} {said}", begun.elapsed());
+    assert!(code == Some(130) && begun.elapsed() < HANGS, "{:?} {said}", begun.elapsed());
     stage.receiver.wait_for("result=failed");
-    // Where nothing holds it up, the receiver hears why: the words wait behind what is on its way.
-    let more = ["--connections", "8", "--compress", "12"];
-    let run = stage.agent.start_pass("clone", &stage.image, &stage.receiver, "db", &more);
-    wait_until("the run goes over its connections", || stage.receiver.threads() >= 10);
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(run.process() as i32), nix::sys::signal::Signal::SIGINT).unwrap();
-    let (code, said) = end(&run.wait());
-    assert_eq!(code, Some(130), "{said}");
-    stage.receiver.wait_for("stopped by a signal");
+    let (code, said) = stage.clone(&["--connections", "2"]);
+    assert_eq!(code, Some(0), "{said}");
+    stage.is_same();
+}
+
+/// The words wait behind what is on its way, and not for long: where the receiver stands still just then it is not told.
+/// So one of three tries has to tell it.
+#[test]
+fn a_sender_that_is_stopped_says_so_where_nothing_holds_it_up() {
+    const VOLUME: usize = 160;
+    let stage = Stage::new("", VOLUME);
+    let is_told = |seed| {
+        fs::write(&stage.image, noise(seed, VOLUME * MIB)).unwrap();
+        let before = stage.sessions_over();
+        let more = ["--connections", "8", "--compress", "12"];
+        let mut run = stage.agent.start_pass("clone", &stage.image, &stage.receiver, "db", &more);
+        wait_until("the run goes over its connections", || stage.receiver.threads() >= 10 || run.is_over());
+        let met = !run.is_over();
+        if met {
+            interrupt(&run);
+        }
+        let (code, said) = end(&run.wait());
+        // The signal may find it at its end.
+        assert!(code == Some(0) || met && code == Some(130), "{code:?} {said}");
+        wait_until("its session is over", || stage.sessions_over() > before && stage.receiver.threads() <= 2);
+        let log = stage.receiver.log();
+        assert!(code == Some(0) || log.contains("result=failed"), "{log}");
+        log.contains("stopped by a signal")
+    };
+    assert!((2..5).any(is_told), "{}", stage.receiver.log());
     let (code, said) = stage.clone(&["--connections", "2"]);
     assert_eq!(code, Some(0), "{said}");
     stage.is_same();
@@ -177,15 +214,16 @@ fn a_sender_that_is_stopped_says_so_and_goes_on_later() {
 #[test]
 fn who_is_to_stop_waits_for_no_limit_of_his_own() {
     let stage = Stage::new("", 40);
-    let more = ["--connections", "8", "--compress", "none", "--bandwidth", "4MiB/s"];
-    let run = stage.agent.start_pass("clone", &stage.image, &stage.receiver, "db", &more);
-    wait_until("the run goes over its connections", || stage.receiver.threads() >= 10);
-    std::thread::sleep(Duration::from_millis(500));
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(run.process() as i32), nix::sys::signal::Signal::SIGINT).unwrap();
+    let more = ["--connections", "8", "--compress", "none", "--bandwidth", "1MiB/s"];
+    let mut run = stage.agent.start_pass("clone", &stage.image, &stage.receiver, "db", &more);
+    wait_until("the run goes over its connections", || stage.receiver.threads() >= 10 || run.is_over());
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(!run.is_over(), "{}", stage.receiver.log());
+    interrupt(&run);
     let begun = Instant::now();
     let (code, said) = end(&run.wait());
-    // What lies in its buffers would take six seconds.
-    assert!(code == Some(130) && begun.elapsed() < Duration::from_secs(3), "{:?} {said}", begun.elapsed());
+    // What lies in its buffers would take more than twenty seconds.
+    assert!(code == Some(130) && begun.elapsed() < Duration::from_secs(15), "{:?} {said}", begun.elapsed());
 }
 
 #[test]
@@ -205,7 +243,9 @@ fn a_receiver_that_is_stopped_ends_its_sessions_and_the_next_run_goes_on() {
 #[test]
 fn extents_larger_than_a_buffer_arrive_whole_and_cost_no_memory_for_each_connection() {
     let stage = Stage::new("", 160);
-    let (code, said) = stage.clone(&["--connections", "16", "--extent-size", "4M", "--compress", "none"]);
+    // Slowly enough for all of them to be there long before the end is.
+    let more = ["--connections", "16", "--extent-size", "4M", "--compress", "none", "--bandwidth", "16MiB/s"];
+    let (code, said) = stage.clone(&more);
     assert!(code == Some(0) && said.contains("goes over 16 connections"), "{said}");
     stage.is_same();
     let status = fs::read_to_string(format!("/proc/{}/status", stage.receiver.process())).unwrap();
@@ -231,10 +271,11 @@ fn a_client_that_is_revoked_loses_all_of_its_connections() {
 fn a_limit_holds_for_all_connections_together() {
     let stage = Stage::new("", 24);
     let begun = Instant::now();
-    let (code, said) = stage.clone(&["--connections", "4", "--compress", "none", "--bandwidth", "12MiB/s"]);
+    let (code, said) = stage.clone(&["--connections", "4", "--compress", "none", "--bandwidth", "4MiB/s"]);
     assert!(code == Some(0) && said.contains("goes over 4 connections"), "{said}");
-    // Less a burst of a tenth of a second, and what the kernel takes at the end.
-    assert!(begun.elapsed() > Duration::from_millis(1700), "{:?}", begun.elapsed());
+    // Six seconds, less a burst of a tenth of a second and the last piece of each connection, for which nobody waits. Where
+    // each had the limit for itself it would be three.
+    assert!(begun.elapsed() > Duration::from_secs(5), "{:?}", begun.elapsed());
     stage.is_same();
 }
 
@@ -528,7 +569,8 @@ fn a_connection_that_is_cut_in_its_first_piece_ends_the_session_at_once() {
     cut(a, &cut_a);
     let ended = refused(&mut wire);
     assert!(ended.kind() == Kind::Transient && ended.chain().contains("without a goodbye"), "{}", ended.chain());
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    // Who waits for the rest of the piece does so for the two minutes of the stall limit.
+    assert!(begun.elapsed() < HANGS, "{:?}", begun.elapsed());
 }
 
 /// The last piece is there, and so is the news that a connection which brought others is gone: the piece counts.
@@ -540,9 +582,10 @@ fn what_came_before_a_cut_is_taken() {
     piece(&mut a, 0, &data(1));
     let abort = Message::Abort(stream::Refusal { kind: Kind::Failed, message: "my last words".into() });
     piece(&mut b, 1, &stream::encode(&abort));
-    std::thread::sleep(Duration::from_millis(200));
+    // Nobody outside sees that a piece has gone from its connection's thread to the session.
+    std::thread::sleep(Duration::from_secs(2));
     cut(a, &cut_a);
-    std::thread::sleep(Duration::from_millis(200));
+    std::thread::sleep(Duration::from_secs(2));
     // All of it is there when the session goes over.
     go_over(&mut wire, 2);
     stage.receiver.wait_for("my last words");
@@ -556,12 +599,12 @@ fn cut(lane: Tls, handle: &TcpStream) {
 
 #[test]
 fn connections_that_bring_nothing_are_given_up_in_time() {
-    let stage = Stage::new("stall_timeout = \"5s\"", 1);
+    let stage = Stage::new("stall_timeout = \"10s\"", 1);
     let (mut wire, [mut a, _b]) = stage.spread();
-    piece(&mut a, 1, &data(1));
     let begun = Instant::now();
+    piece(&mut a, 1, &data(1));
     let ended = refused(&mut wire);
     assert!(ended.kind() == Kind::Transient, "{}", ended.chain());
-    assert!((4..20).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
-    stage.receiver.wait_for("moved no byte and got no work done for 5 seconds");
+    assert!((9..60).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    stage.receiver.wait_for("moved no byte and got no work done for 10 seconds");
 }

@@ -7,8 +7,8 @@ use blockferry::state::StateDir;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::Value;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -96,7 +96,7 @@ fn server(answers: &'static [&'static str], tls: Option<Arc<rustls::ServerConfig
     std::thread::spawn(move || {
         for (at, stream) in listener.incoming().enumerate() {
             let Ok(stream) = stream else { return };
-            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
             let answer = answers[at.min(answers.len() - 1)];
             let request = match &tls {
                 None => serve(stream, answer),
@@ -131,7 +131,8 @@ fn serve(stream: impl Read + Write, answer: &str) -> Option<(String, Value)> {
     Some((head, serde_json::from_slice(&body).ok()?))
 }
 
-const PATIENCE: Duration = Duration::from_secs(20);
+/// What takes longer hangs, also on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 #[test]
 fn a_program_gets_environment_and_json() {
@@ -190,7 +191,7 @@ fn nobody_at_the_other_end_costs_a_word_and_no_secret() {
     let (waiting, log) = place.tell_elsewhere(&[]);
     assert_eq!(waiting, 1);
     assert!(log.contains(&format!("tell webhook 127.0.0.1:{port} that job db failed: ")) && !log.contains("secret"), "{log}");
-    assert!(began.elapsed() < PATIENCE);
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
 }
 
 /// A key and a certificate of its own for 127.0.0.1.
@@ -243,14 +244,16 @@ fn a_mail_goes_to_the_sendmail_of_the_host() {
 
 #[test]
 fn a_server_that_never_answers_holds_a_run_up_no_longer_than_its_limit() {
-    // Bound and never accepted from: the kernel completes the connection, and nobody answers.
+    // Bound, and accepted from when all is over: the kernel completes the connection, and nobody answers.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let place = Place::new(&format!("[[job.notify]]\non = [\"failed\", \"operator-needed\"]\nwebhook = \"http://127.0.0.1:{port}/x\""));
     let began = Instant::now();
     let operator = Event { what: Occasion::OperatorNeeded, ..failed("promoted") };
     assert_eq!(place.tell(&[failed("no route"), operator]), 2);
-    // Both waited on the same way, which is asked once.
-    assert!(began.elapsed() < blockferry::limits::NOTIFY_TIMEOUT + Duration::from_secs(10), "{:?}", began.elapsed());
-    drop(TcpStream::connect(("127.0.0.1", port)));
+    assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
+    listener.set_nonblocking(true).unwrap();
+    listener.accept().expect("the one that was not answered");
+    let again = listener.accept().map(drop).map_err(|cause| cause.kind());
+    assert_eq!(again, Err(ErrorKind::WouldBlock), "both waited on the same way, which is asked once");
 }

@@ -9,6 +9,7 @@ use loops::{Loop, is_root, run};
 use receiver::{Agent, Receiver, end};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 const BYTES: usize = 4 << 20;
 
@@ -43,6 +44,15 @@ impl Stand {
         run("blockdev", &["--getro", self.name()]) == "1"
     }
 
+    /// The receiver sees to it when the session is over, a moment after its client has heard so.
+    fn comes_to_refuse_writes(&self) -> bool {
+        let begun = Instant::now();
+        while !self.refuses_writes() && begun.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.refuses_writes()
+    }
+
     fn name(&self) -> &str {
         self.device.0.to_str().expect("plain text")
     }
@@ -74,19 +84,19 @@ fn a_replica_refuses_writes_between_sessions_and_takes_those_of_its_source() {
     for seed in 1..4 {
         stand.change(seed);
         assert_eq!(stand.push().0, Some(0));
-        assert!(stand.refuses_writes() && !takes_a_write(&stand.device.0) && stand.is_like_the_volume());
+        assert!(stand.comes_to_refuse_writes() && !takes_a_write(&stand.device.0) && stand.is_like_the_volume());
     }
     assert_eq!(end(&stand.agent.pass("verify", &stand.image, &stand.receiver, "db", &[])).0, Some(0));
-    assert!(stand.refuses_writes());
+    assert!(stand.comes_to_refuse_writes());
     // What a reboot forgets comes back with the receiver, and with a reload.
     run("blockdev", &["--setrw", stand.name()]);
     assert_eq!(stand.receiver.stop(), Some(0));
     stand.receiver.restart_here("");
-    assert!(stand.refuses_writes());
+    assert!(stand.comes_to_refuse_writes());
     run("blockdev", &["--setrw", stand.name()]);
     stand.receiver.reconfigure(&[], &rest(&stand.agent, &stand.device, "readonly = true"));
     stand.receiver.wait_for("configuration reloaded");
-    assert!(stand.refuses_writes());
+    assert!(stand.comes_to_refuse_writes());
 }
 
 #[test]
@@ -119,7 +129,7 @@ fn a_promoted_replica_takes_writes_until_it_follows_its_source_again() {
     // Nothing was changed: the source goes on, and the guard is back.
     stand.change(2);
     assert_eq!(stand.push().0, Some(0));
-    assert!(stand.refuses_writes() && stand.is_like_the_volume());
+    assert!(stand.comes_to_refuse_writes() && stand.is_like_the_volume());
 }
 
 /// Killed between the generations with the device writable; another reboot's worth later it refuses writes.
@@ -145,7 +155,7 @@ fn what_a_crash_left_is_completed_on_a_device_that_refuses_writes() {
         } else {
             stand.receiver.restart_here("");
         }
-        assert!(stand.refuses_writes() && stand.is_like_the_volume(), "{by_doctor}");
+        assert!(stand.comes_to_refuse_writes() && stand.is_like_the_volume(), "{by_doctor}");
     }
 }
 
@@ -173,10 +183,10 @@ fn a_direct_increment_that_was_cut_is_initializing_until_the_next_run_completes_
         assert!(said.contains("an increment over generation 1, straight onto the device"), "{said}");
         let (code, said) = end(&stand.receiver.run(&["promote", stand.name()]));
         assert!(code == Some(6) && said.contains("only its source can complete it"), "{said}");
-        assert!(stand.refuses_writes(), "what is no generation is not to be written to either");
+        assert!(stand.comes_to_refuse_writes(), "what is no generation is not to be written to either");
         let (code, said) = stand.push();
         assert!(code == Some(0) && said.contains("generation 2 (changes, straight onto the device)"), "{said}");
-        assert!(stand.refuses_writes() && stand.is_like_the_volume());
+        assert!(stand.comes_to_refuse_writes() && stand.is_like_the_volume());
         let (code, said) = end(&stand.receiver.run(&["promote", stand.name()]));
         assert_eq!(code, Some(0), "{said}");
     }

@@ -237,7 +237,7 @@ fn two_hosts_are_paired_as_the_page_says() {
     let mut receiver = Command::new(PROGRAM);
     receiver.args(["receiver", "--config", &config]).env_remove("BLOCKFERRY_STATE_DIR").stdin(Stdio::null()).stderr(log);
     let _serving = Serving(receiver.spawn().unwrap());
-    let until = Instant::now() + Duration::from_secs(20);
+    let until = Instant::now() + Duration::from_secs(120);
     let address = loop {
         let log = fs::read_to_string(stage.ferry.path("log")).unwrap();
         if let Some((address, _)) = log.split_once("listening on ").and_then(|(_, rest)| rest.split_once(", key ")) {

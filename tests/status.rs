@@ -7,8 +7,10 @@ mod ferry;
 use ferry::{Ended, Ferry, noise};
 use serde_json::{Value, json};
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::sync::mpsc::channel;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const MINUTE: u64 = 60_000;
@@ -190,14 +192,15 @@ fn who_looks_waits_for_nobody_and_sees_who_runs() {
     let job = site.job("db");
     assert_eq!((&job["activity"]["is"], job["activity"]["pid"].as_u64()), (&"running".into(), Some(u64::from(std::process::id()))));
     assert_eq!(site.run(&["monitor", "db"]).code, Some(1));
-    assert!(began.elapsed() < Duration::from_secs(5));
+    // Who waits for a lock does so for a minute.
+    assert!(began.elapsed() < Duration::from_secs(50), "{:?}", began.elapsed());
 }
 
 #[test]
 fn a_run_that_waits_for_its_volumes_to_be_idle_says_so() {
     let site = Site::new();
     let text = fs::read_to_string(site.ferry.path("agent.toml")).unwrap();
-    fs::write(site.ferry.path("agent.toml"), text.replace("every = \"1h\"", "every = \"1h\"\nquiet_after = \"3s\"")).unwrap();
+    fs::write(site.ferry.path("agent.toml"), text.replace("every = \"1h\"", "every = \"1h\"\nquiet_after = \"10s\"")).unwrap();
     let mut run = site.ferry.start(&["run", "db", "--config", &site.ferry.name("agent.toml")]);
     let mut seen = Vec::new();
     while run.try_wait().unwrap().is_none() {
@@ -248,15 +251,26 @@ fn watching_looks_again_until_a_signal_comes() {
     let site = Site::new();
     let config = site.ferry.name("agent.toml");
     let mut child = site.ferry.start(&["status", "db", "--watch", "1", "--config", &config]);
-    std::thread::sleep(Duration::from_millis(2500));
+    let mut printed = BufReader::new(child.stdout.take().unwrap());
+    let (sender, tables) = channel();
+    let reader = std::thread::spawn(move || {
+        let mut text = String::new();
+        while printed.read_line(&mut text).unwrap() > 0 {
+            if text.matches("JOB ").count() >= 2 {
+                let _ = sender.send(());
+            }
+        }
+        text
+    });
+    let looked_again = tables.recv_timeout(Duration::from_secs(120)).is_ok();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGTERM).unwrap();
-    let until = std::time::Instant::now() + Duration::from_secs(20);
+    let until = std::time::Instant::now() + Duration::from_secs(120);
     while child.try_wait().unwrap().is_none() {
         assert!(std::time::Instant::now() < until || child.kill().is_err(), "it does not end");
         std::thread::sleep(Duration::from_millis(50));
     }
     assert!(child.wait().unwrap().success());
-    let text = std::io::read_to_string(child.stdout.take().unwrap()).unwrap();
-    assert!(text.matches("JOB ").count() >= 2 && !text.contains('\x1b'), "{text}");
+    let text = reader.join().unwrap();
+    assert!(looked_again && !text.contains('\x1b'), "{text}");
     assert_eq!(site.run(&["status", "--watch", "0"]).code, Some(2));
 }

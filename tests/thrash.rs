@@ -18,7 +18,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -118,16 +118,18 @@ impl Drop for StopOnDrop<'_> {
 /// One push, killed somewhere: the sender, the receiver, or both at once, as a power cut of a host would.
 fn run_and_kill(ferry: &Ferry, dice: &mut Dice, tally: &mut Tally, spared: bool) {
     let mut command: Command = ferry.push(&[], "");
-    let err = ferry.at("thrash.err");
+    // The error is among the JSON lines, a panic beside them.
+    let words = [ferry.at("thrash.out"), ferry.at("thrash.err")];
+    let [out, err] = words.each_ref().map(|path| File::create(path).unwrap());
     // A group of its own: all of the run and nothing else can be killed at once.
-    let mut child = command.process_group(0).stdout(Stdio::null()).stderr(File::create(&err).unwrap()).spawn().expect("the binary runs");
+    let mut child = command.process_group(0).stdout(out).stderr(err).spawn().expect("the binary runs");
     let group = Pid::from_raw(child.id() as i32);
     tally.runs += 1;
-    let patience = if spared { Duration::from_secs(60) } else { Duration::from_millis(100 + dice.below(1400)) };
+    let patience = if spared { Duration::from_secs(600) } else { Duration::from_millis(100 + dice.below(1400)) };
     match ferry::wait(&mut child, patience) {
         Some(status) => {
             // A live source may differ between two reads of an extent that is sent again: that is no success, and no harm.
-            let said = fs::read_to_string(&err).unwrap_or_default();
+            let said = words.map(|path| fs::read_to_string(path).unwrap()).concat();
             assert!(status.success() || said.contains("source changes while it is read"), "{status}: {said}");
         }
         None => {

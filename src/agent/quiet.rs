@@ -58,10 +58,10 @@ mod tests {
         std::fs::write(&file, "x").unwrap();
         let stop = Arc::<AtomicBool>::default();
         let sources = [file.clone()];
-        let began = Instant::now();
         assert_eq!(wait(&sources, Duration::ZERO, SHORT, &stop).unwrap(), Quiet::Came);
-        assert_eq!(wait(&sources, SHORT, SHORT * 20, &stop).unwrap(), Quiet::Came);
-        assert!(began.elapsed() >= SHORT && began.elapsed() < SHORT * 10);
+        let began = Instant::now();
+        assert_eq!(wait(&sources, SHORT, SHORT * 100, &stop).unwrap(), Quiet::Came);
+        assert!(began.elapsed() >= SHORT);
         let over = Arc::<AtomicBool>::default();
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -70,7 +70,7 @@ mod tests {
                     std::thread::sleep(SHORT / 20);
                 }
             });
-            assert_eq!(wait(&sources, SHORT * 4, SHORT * 6, &stop).unwrap(), Quiet::DidNotCome);
+            assert_eq!(wait(&sources, SHORT * 15, SHORT * 18, &stop).unwrap(), Quiet::DidNotCome);
             over.store(true, Ordering::Relaxed);
         });
         stop.store(true, Ordering::Relaxed);

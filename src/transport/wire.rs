@@ -453,15 +453,15 @@ mod tests {
         (a, b)
     }
 
-    const SOON: Duration = Duration::from_millis(500);
+    const SOON: Duration = Duration::from_secs(2);
     /// Pulses of a busy peer come faster than this, also on a machine that has other things to do.
-    const LATER: Duration = Duration::from_secs(3);
+    const LATER: Duration = Duration::from_secs(10);
 
     /// Pulses with growing work.
     fn work_until(wire: &mut Wire, end: Instant) {
         for work in 1.. {
             wire.say(&Message::Pulse(work)).unwrap();
-            thread::sleep(SOON / 10);
+            thread::sleep(LATER / 100);
             if Instant::now() >= end {
                 return;
             }

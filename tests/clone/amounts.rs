@@ -146,7 +146,7 @@ fn a_slow_link_is_given_smaller_blocks_and_a_fast_one_is_not_kept_waiting() {
         assert!(slow["setting"] == "auto" && !slow["bottleneck"].is_null(), "{slow}");
         at(&["none", "-5"], slow) < bytes / 2 && at(&["3", "6", "9"], slow) > 0
     };
-    judged("slow", [96, 144, 192], &["--bandwidth", "6MiB/s", "--shards", "1"], &packed_harder);
+    judged("slow", [96, 144, 192], &["--bandwidth", "3MiB/s", "--shards", "1"], &packed_harder);
     // What of this host's two processes is slower here is not ours to say; a slow link's levels it are not.
     judged("fast", [192; 3], &[], &|fast, bytes| at(&["6", "9"], fast) < bytes / 2);
     // Too short to find out anything.

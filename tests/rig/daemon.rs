@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-const START_LIMIT: Duration = Duration::from_secs(30);
+const START_LIMIT: Duration = Duration::from_secs(120);
+/// For its last writes, also on a busy machine.
+const END_LIMIT: Duration = Duration::from_secs(60);
 
 /// Whether the daemon is installed. In CI its absence is a failure.
 pub fn is_installed(test: &str) -> bool {
@@ -95,20 +97,33 @@ impl Daemon {
         let _ = self.child.wait();
     }
 
-    /// Ends it in good order.
-    pub fn stop(self) {}
+    /// Ends it in good order: what it wrote is complete.
+    pub fn stop(mut self) {
+        if !self.ends() {
+            self.kill();
+            panic!("qemu-storage-daemon does not end: what it wrote is cut");
+        }
+    }
+
+    /// Detaches the device and asks the daemon to end. Whether it did.
+    fn ends(&mut self) -> bool {
+        self.device = None;
+        let is_over = |child: &mut Child| !child.try_wait().is_ok_and(|status| status.is_none());
+        if is_over(&mut self.child) {
+            return true;
+        }
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.child.id() as i32), nix::sys::signal::Signal::SIGTERM);
+        let end = Instant::now() + END_LIMIT;
+        while Instant::now() < end && !is_over(&mut self.child) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        is_over(&mut self.child)
+    }
 }
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        self.device = None;
-        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.child.id() as i32), nix::sys::signal::Signal::SIGTERM);
-            let end = Instant::now() + Duration::from_secs(10);
-            while Instant::now() < end && self.child.try_wait().is_ok_and(|status| status.is_none()) {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-        }
+        let _ = self.ends();
         self.kill();
         // A killed daemon leaves its mount behind.
         let _ = Command::new("umount").args(["-q", "-l"]).arg(&self.export).stderr(Stdio::null()).status();

@@ -3,6 +3,7 @@
 use super::receiver::{Agent, PROGRAM, Receiver};
 use blockferry::agent::book::{JobBook, Shelf};
 use blockferry::agent::daemon::socket::{Question, ask};
+use blockferry::error::Kind;
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 use std::fs::{self, File};
@@ -12,7 +13,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long anything may take that happens by itself; on a busy machine it takes its time.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 
 /// The host.
 pub struct Keeper {
@@ -126,9 +127,21 @@ impl Keeper {
         }
     }
 
+    /// Asks the agent, and again while it is too busy to answer.
+    #[track_caller]
+    fn answer(&self, question: &Question) -> Value {
+        let until = Instant::now() + LIMIT;
+        loop {
+            match ask(&self.shelf(), question) {
+                Err(error) if error.kind() == Kind::Transient && Instant::now() < until => std::thread::sleep(Duration::from_millis(100)),
+                answer => return answer.expect("an answer").expect("an agent"),
+            }
+        }
+    }
+
     /// What the agent says of a job on its socket.
     pub fn seen(&self, job: &str) -> Value {
-        let all = ask(&self.shelf(), &Question::Status).expect("an answer").expect("an agent");
+        let all = self.answer(&Question::Status);
         all["jobs"].as_array().expect("jobs").iter().find(|seen| seen["job"] == job).cloned().unwrap_or(Value::Null)
     }
 
@@ -140,7 +153,7 @@ impl Keeper {
     /// Asks the agent for a run; gives the time before it was asked.
     pub fn ask_for_run(&self, job: &str) -> u64 {
         let before = blockferry::attempt::now_ms();
-        ask(&self.shelf(), &Question::Run { job: job.to_owned() }).expect("an answer").expect("an agent");
+        self.answer(&Question::Run { job: job.to_owned() });
         before
     }
 

@@ -82,12 +82,15 @@ impl Mounted<'_> {
 impl Drop for Mounted<'_> {
     fn drop(&mut self) {
         // Somebody who is just going away may still have a foot in the door.
-        for _ in 0..50 {
+        let end = Instant::now() + Duration::from_secs(60);
+        while Instant::now() < end {
             if Command::new("umount").arg(self.0).stderr(Stdio::null()).status().is_ok_and(|status| status.success()) {
                 return;
             }
             std::thread::sleep(Duration::from_millis(200));
         }
+        // A test that goes on would read what is not on the device yet.
+        assert!(std::thread::panicking(), "{} is still mounted", self.0.display());
         eprintln!("{} is still mounted", self.0.display());
     }
 }

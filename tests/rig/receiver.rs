@@ -7,9 +7,14 @@ use blockferry::state::StateDir;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_blockferry");
+/// What takes longer hangs, also on a busy machine.
+const HANGS: Duration = Duration::from_secs(120);
+/// How long a session may need for its end when its run has ended already, on a busy machine.
+const LINGERS: Duration = Duration::from_secs(60);
 
 /// Where processes run.
 #[derive(Clone)]
@@ -80,7 +85,7 @@ impl Receiver {
     /// Waits until the log has this in it.
     #[allow(dead_code)]
     pub fn wait_for(&self, words: &str) -> String {
-        let until = Instant::now() + Duration::from_secs(20);
+        let until = Instant::now() + HANGS;
         loop {
             let log = self.log();
             if log.contains(words) {
@@ -107,7 +112,7 @@ impl Receiver {
     #[allow(dead_code)]
     pub fn stop(&mut self) -> Option<i32> {
         self.signal(nix::sys::signal::Signal::SIGTERM);
-        let until = Instant::now() + Duration::from_secs(15);
+        let until = Instant::now() + HANGS;
         loop {
             match self.child.try_wait().expect("wait for the receiver") {
                 Some(status) => return status.code(),
@@ -142,7 +147,7 @@ impl Receiver {
     /// Waits for the end of one that dies.
     #[allow(dead_code)]
     pub fn wait_for_death(&mut self) {
-        let until = Instant::now() + Duration::from_secs(20);
+        let until = Instant::now() + HANGS;
         while self.is_alive() {
             assert!(Instant::now() < until, "the receiver lives:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(20));
@@ -208,7 +213,7 @@ fn spawn(folder: &Path, host: &Host, failpoint: &str) -> (Child, String, Pin) {
         command.env("BLOCKFERRY_FAILPOINT", failpoint);
     }
     let mut child = command.spawn().expect("start the receiver");
-    let until = Instant::now() + Duration::from_secs(20);
+    let until = Instant::now() + HANGS;
     loop {
         let log = fs::read_to_string(folder.join("log")).expect("the log");
         if let Some((_, rest)) = log.split_once("listening on ")
@@ -267,6 +272,8 @@ pub struct Agent {
     pub state: StateDir,
     pub pin: Pin,
     host: Host,
+    /// It has run or started something.
+    has_run: AtomicBool,
 }
 
 impl Agent {
@@ -280,7 +287,7 @@ impl Agent {
         let folder = tempfile::tempdir().expect("a folder");
         let state = StateDir::open(&folder.path().join("state")).expect("a state directory");
         let pin = *own_key(&state).expect("a key").pin();
-        Agent { folder, state, pin, host }
+        Agent { folder, state, pin, host, has_run: AtomicBool::new(false) }
     }
 
     /// One whose state is a receiver's, with a folder of its own.
@@ -288,7 +295,7 @@ impl Agent {
     pub fn beside(state: &Path) -> Agent {
         let state = StateDir::open(state).expect("a state directory");
         let pin = *own_key(&state).expect("a key").pin();
-        Agent { folder: tempfile::tempdir().expect("a folder"), state, pin, host: Host::here() }
+        Agent { folder: tempfile::tempdir().expect("a folder"), state, pin, host: Host::here(), has_run: AtomicBool::new(false) }
     }
 
     /// An entry for receiver.toml that gives these operations on these replicas.
@@ -305,13 +312,26 @@ impl Agent {
         path
     }
 
+    /// Runs it to its end. The session of a run before it may still have the replica: that one's end is waited for. The
+    /// first run is told at once that somebody has it.
     pub fn run(&self, arguments: &[&str]) -> Output {
-        command(&self.host, self.state.path(), arguments).output().expect("run blockferry")
+        let until = Instant::now() + LINGERS;
+        loop {
+            let output = command(&self.host, self.state.path(), arguments).output().expect("run blockferry");
+            let is_first = !self.has_run.swap(true, Ordering::Relaxed);
+            let (code, said) = end(&output);
+            let is_taken = code == Some(5) && said.contains("in use by a session");
+            if is_first || !is_taken || Instant::now() > until {
+                return output;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     /// Starts it; standard output and error are pipes.
     #[allow(dead_code)]
     pub fn start(&self, arguments: &[&str]) -> Running {
+        self.has_run.store(true, Ordering::Relaxed);
         let mut command = command(&self.host, self.state.path(), arguments);
         Running(Some(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start blockferry")))
     }

@@ -75,7 +75,7 @@ impl Sshd {
         command.arg("-D").arg("-e").arg("-f").arg(folder.join("sshd_config")).stdin(Stdio::null()).stderr(log);
         let mut sshd = Sshd { child: command.spawn().expect("sshd starts"), folder, port, user, key, shell };
         sshd.allow("");
-        let until = Instant::now() + Duration::from_secs(20);
+        let until = Instant::now() + Duration::from_secs(120);
         while !sshd.log().contains("Server listening") {
             let gone = sshd.child.try_wait().expect("sshd");
             assert!(gone.is_none() && Instant::now() < until, "sshd does not listen: {}", sshd.log());

@@ -8,7 +8,24 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// A run that takes longer hangs.
-const RUN_LIMIT: Duration = Duration::from_secs(120);
+const RUN_LIMIT: Duration = Duration::from_secs(600);
+
+/// What it runs ends with its status in a file: the caller may be dead by then. So may this shell, which is killed when its
+/// command takes long to end: a shell below it waits for that. Its input is handed on by name, because a background command is
+/// given none.
+const RSH: &str = "#!/bin/sh
+: >\"$0.started\"
+shift
+exec 3<&0
+(
+    sh -c \"$*\" <&3 3<&-
+    status=$?
+    echo $status >\"$0.status\"
+    exit $status
+) &
+exec 3<&-
+wait $!
+";
 
 /// Seeded numbers (splitmix64).
 pub struct Dice(pub u64);
@@ -110,9 +127,7 @@ impl Ferry {
         let folder = tempfile::tempdir().expect("a folder");
         let root = folder.path().canonicalize().expect("a folder");
         let at = |name: &str| root.join(name);
-        // What the remote shell runs ends with its status in a file: the caller may be dead by then.
-        let shell = "#!/bin/sh\n: >\"$0.started\"\nshift\nsh -c \"$*\"\nstatus=$?\necho $status >\"$0.status\"\nexit $status\n";
-        fs::write(at("rsh"), shell).expect("a remote shell");
+        fs::write(at("rsh"), RSH).expect("a remote shell");
         fs::set_permissions(at("rsh"), fs::Permissions::from_mode(0o755)).expect("a remote shell");
         Ferry { source: at("source.img"), target: at("replica.img"), here: at("here"), there: at("there"), _folder: folder }
     }
