@@ -272,7 +272,9 @@ impl<'a> Running<'a> {
                 Some(since) if self.ending.is_none() && since.elapsed() >= HELPER_DRAIN => break true,
                 _ => {}
             }
-            if let Some((_, tell)) = self.slow.take_if(|(after, _)| self.began.elapsed() >= *after) {
+            if gone_since.is_none()
+                && let Some((_, tell)) = self.slow.take_if(|(after, _)| self.began.elapsed() >= *after)
+            {
                 tell();
             }
             if !self.press() {

@@ -372,8 +372,8 @@ fn a_byte_that_changes_behind_the_receivers_back_is_found_by_schedule_and_told()
     let (code, said) = keeper.run(&["resume", "db"]);
     assert_eq!(code, Some(0), "{said}");
 
-    // A receiver that stands still: the agent's end does not wait for it. Who waits does so until the handshake is given up
-    // after ten seconds, and each time; a busy machine takes that long once or twice.
+    // A receiver that stands still: the agent's end does not wait for it. One that waits takes the ten seconds of the
+    // handshake every time, a busy machine only now and then.
     for turn in 1..=3 {
         receiver.signal(Signal::SIGSTOP);
         keeper.wait("a verification waits", || keeper.seen("db")["run"]["verifies"] == true);

@@ -111,14 +111,19 @@ fn deliveries_at_once_read_the_source_once_and_each_arrives_whole() {
     let bytes = 48 * MIB;
     let stand = Stand::new(bytes);
     let targets = [stand.place("a"), stand.there("b"), stand.place("c"), stand.there("d")];
-    let replicated = stand.replicate_at_once(4, &targets, |_, _| {});
-    all_well(&replicated);
-    ["a", "b", "c", "d"].iter().for_each(|name| equal(&stand.source, stand.ferry.path(name)));
-    // A receiver that starts late or stumbles reads some of it again; nothing like four times all of it.
-    assert!(replicated.read_bytes < 3 * bytes as u64, "{} bytes were read for {bytes}", replicated.read_bytes);
-    // Each counts what it was given, as if it were alone.
-    let counted: Vec<u64> = replicated.deliveries.iter().flatten().map(|report| report.counts.read_bytes).collect();
-    assert_eq!(counted, [bytes as u64; 4]);
+    let read_bytes = |try_number: u64| {
+        change_blocks(&stand.source, [7 * try_number]);
+        let replicated = stand.replicate_at_once(4, &targets, |_, _| {});
+        all_well(&replicated);
+        ["a", "b", "c", "d"].iter().for_each(|name| equal(&stand.source, stand.ferry.path(name)));
+        // Each counts what it was given, as if it were alone.
+        let counted: Vec<u64> = replicated.deliveries.iter().flatten().map(|report| report.counts.read_bytes).collect();
+        assert_eq!(counted, [bytes as u64; 4]);
+        replicated.read_bytes
+    };
+    // A receiver that starts late or stumbles reads some of it again, on a busy machine much; nothing like four times all of it.
+    let mut tries = (0..3).map(read_bytes);
+    assert!(tries.any(|read| read < 2 * bytes as u64), "three times more than twice as much was read");
     change_blocks(&stand.source, [1, 5000, 9000]);
     let replicated = stand.replicate_at_once(3, &targets, |_, _| {});
     all_well(&replicated);

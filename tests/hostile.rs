@@ -256,7 +256,7 @@ fn a_wrong_relationship_epoch_base_or_size_changes_nothing() {
     let agent = Agent::new();
     let receiver = Receiver::start(&["db", "other"], &agent.entry("prod1", "*", BOTH));
     let image = agent.image("volume", EXTENT * EXTENTS, 1);
-    assert_eq!(end(&agent.pass("clone", &image, &receiver, "db", &[])).0, Some(0));
+    assert_eq!(end(&agent.pass_once("clone", &image, &receiver, "db")).0, Some(0));
     let right = known(&agent, "db");
     let cases = [
         ("is the replica of", Kind::Refused, Hello { relationship: Uuid::now_v7(), ..right.clone() }),
@@ -282,7 +282,7 @@ fn a_wrong_relationship_epoch_base_or_size_changes_nothing() {
     }
     assert_eq!(fs::read(&image).unwrap(), fs::read(receiver.image("db")).unwrap());
     assert!(!receiver.image("other").exists());
-    let (code, said) = end(&agent.pass("clone", &image, &receiver, "db", &[]));
+    let (code, said) = end(&agent.pass_once("clone", &image, &receiver, "db"));
     assert_eq!(code, Some(0), "{said}");
 }
 
@@ -293,7 +293,7 @@ fn extents_that_overlap_or_come_again_make_no_generation_that_was_not_meant() {
     let agent = Agent::new();
     let mut receiver = Receiver::start(&["db"], &agent.entry("prod1", "*", BOTH));
     let image = agent.image("volume", EXTENT * EXTENTS, 1);
-    assert_eq!(end(&agent.pass("clone", &image, &receiver, "db", &[])).0, Some(0));
+    assert_eq!(end(&agent.pass_once("clone", &image, &receiver, "db")).0, Some(0));
     let (right, before) = (known(&agent, "db"), fs::read(receiver.image("db")).unwrap());
     let geometry = Geometry::new(right.volume_bytes, right.extent_bytes).unwrap();
     let hasher = Hasher::new(right.algorithm, &right.secret);
@@ -347,7 +347,7 @@ fn extents_that_overlap_or_come_again_make_no_generation_that_was_not_meant() {
     assert!(refused.is_from_peer() && plain_bytes <= 5 * 4096, "{}", refused.chain());
     drop(wire);
     assert!(fs::read(receiver.image("db")).unwrap() == before && receiver.is_alive());
-    let (code, said) = end(&agent.pass("clone", &image, &receiver, "db", &[]));
+    let (code, said) = end(&agent.pass_once("clone", &image, &receiver, "db"));
     assert_eq!(code, Some(0), "{said}");
 }
 
@@ -396,7 +396,7 @@ fn what_comes_after_the_end_is_not_heard() {
     let agent = Agent::new();
     let receiver = Receiver::start(&["db"], &agent.entry("prod1", "*", BOTH));
     let image = agent.image("volume", EXTENT * EXTENTS, 1);
-    assert_eq!(end(&agent.pass("clone", &image, &receiver, "db", &[])).0, Some(0));
+    assert_eq!(end(&agent.pass_once("clone", &image, &receiver, "db")).0, Some(0));
     let right = known(&agent, "db");
     let mut wire = wire(&agent, &receiver);
     introduce(&mut wire, &right).unwrap();
@@ -419,7 +419,7 @@ fn the_second_owner_of_a_replica_and_a_session_too_many_are_told_to_come_back() 
     let image = agent.image("volume", 1 << 20, 1);
     let mut first = wire(&agent, &receiver);
     introduce(&mut first, &hello("db")).unwrap();
-    let (code, said) = end(&agent.pass("clone", &image, &receiver, "db", &[]));
+    let (code, said) = end(&agent.pass_once("clone", &image, &receiver, "db"));
     assert_eq!(code, Some(5), "{said}");
     assert!(said.contains("in use by a session of prod1 from 127.0.0.1:"), "{said}");
     // Who was refused is one session too many until its own is over.
@@ -432,7 +432,7 @@ fn the_second_owner_of_a_replica_and_a_session_too_many_are_told_to_come_back() 
     drop(first);
     wait_for_times(&receiver, "replica=\"db\" op=push", 2);
     wait_for_times(&receiver, "session client=", 3);
-    let (code, said) = end(&agent.pass("clone", &image, &receiver, "db", &[]));
+    let (code, said) = end(&agent.pass_once("clone", &image, &receiver, "db"));
     assert_eq!(code, Some(0), "{said}");
     // A session that is open does not hold up the end of the daemon; its peer hears why.
     assert_eq!(receiver.stop(), Some(0), "{}", receiver.log());
@@ -487,7 +487,7 @@ fn a_thousand_silent_connections_keep_nobody_out() {
     let mut receiver = Receiver::start(&["db"], &rest);
     let image = agent.image("volume", 1 << 20, 1);
     let crowd: Vec<TcpStream> = (0..1000).map(|_| TcpStream::connect(&receiver.address).unwrap()).collect();
-    let (code, said) = end(&agent.pass("clone", &image, &receiver, "db", &[]));
+    let (code, said) = end(&agent.pass_once("clone", &image, &receiver, "db"));
     assert_eq!(code, Some(0), "{said}");
     let until = Instant::now() + HANGS;
     while receiver.threads() > 16 + 4 {

@@ -311,19 +311,22 @@ fn a_reset_ends_a_run_at_once_and_the_other_side_within_its_limit() {
 #[test]
 fn a_slow_link_is_used_whole_and_a_limit_below_it_holds() {
     let Some(story) = Story::over("a_slow_link_is_used_whole_and_a_limit_below_it_holds", None, LONG) else { return };
-    fs::write(&story.image, noise(3, 2 * MIB)).unwrap();
     story.bed.slow("10mbit");
-    let begun = Instant::now();
-    story.completes(&["--bandwidth", "100MiB/s"]);
-    let took = begun.elapsed().as_secs_f64();
-    // 17 Mbit and what frames and packets add.
-    assert!((1.5..30.0).contains(&took), "2 MiB over 10 Mbit/s took {took:.1} s");
-
-    fs::write(&story.image, noise(4, 2 * MIB)).unwrap();
-    let begun = Instant::now();
-    story.completes(&["--bandwidth", "4Mbit/s"]);
-    let took = begun.elapsed().as_secs_f64();
-    assert!((3.8..40.0).contains(&took), "2 MiB with 4 Mbit/s took {took:.1} s");
+    let mut seeds = 3..;
+    // Two megabytes are 17 Mbit, and what frames and packets add. A busy machine may take longer once or twice.
+    let mut takes = |limit: &str, expected: std::ops::Range<f64>| {
+        let mut times = Vec::new();
+        while !times.iter().any(|took| *took < expected.end) {
+            assert!(times.len() < 3, "2 MiB over 10 Mbit/s with {limit} took {times:?} seconds");
+            fs::write(&story.image, noise(seeds.next().unwrap(), 2 * MIB)).unwrap();
+            let begun = Instant::now();
+            story.completes(&["--bandwidth", limit]);
+            times.push(begun.elapsed().as_secs_f64());
+        }
+        assert!(times.iter().all(|took| *took >= expected.start), "2 MiB over 10 Mbit/s with {limit} took {times:?} seconds");
+    };
+    takes("100MiB/s", 1.5..5.0);
+    takes("4Mbit/s", 3.8..8.0);
     assert!(story.failures().is_empty(), "{}", story.receiver.log());
 }
 

@@ -92,11 +92,11 @@ fn a_replica_refuses_writes_between_sessions_and_takes_those_of_its_source() {
     run("blockdev", &["--setrw", stand.name()]);
     assert_eq!(stand.receiver.stop(), Some(0));
     stand.receiver.restart_here("");
-    assert!(stand.comes_to_refuse_writes());
+    assert!(stand.refuses_writes());
     run("blockdev", &["--setrw", stand.name()]);
     stand.receiver.reconfigure(&[], &rest(&stand.agent, &stand.device, "readonly = true"));
     stand.receiver.wait_for("configuration reloaded");
-    assert!(stand.comes_to_refuse_writes());
+    assert!(stand.refuses_writes());
 }
 
 #[test]
@@ -183,7 +183,7 @@ fn a_direct_increment_that_was_cut_is_initializing_until_the_next_run_completes_
         assert!(said.contains("an increment over generation 1, straight onto the device"), "{said}");
         let (code, said) = end(&stand.receiver.run(&["promote", stand.name()]));
         assert!(code == Some(6) && said.contains("only its source can complete it"), "{said}");
-        assert!(stand.comes_to_refuse_writes(), "what is no generation is not to be written to either");
+        assert!(stand.refuses_writes(), "what is no generation is not to be written to either");
         let (code, said) = stand.push();
         assert!(code == Some(0) && said.contains("generation 2 (changes, straight onto the device)"), "{said}");
         assert!(stand.comes_to_refuse_writes() && stand.is_like_the_volume());

@@ -101,6 +101,7 @@ fn a_thrashed_pair_is_always_some_generation_and_ends_equal() {
     eprintln!("{tally:?}");
     assert!(tally.killed > 0 && tally.generations > 0, "{tally:?}");
     ferry.run(ferry.push(&[], "")).succeeds();
+    assert_eq!(ferry.status_there(), Some(0));
     assert_same(&ferry.source, &ferry.target, "after the last, clean run");
     ferry.nothing_is_left(&ferry.here);
     ferry.nothing_is_left(&ferry.there);

@@ -7,7 +7,6 @@ use blockferry::state::StateDir;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_blockferry");
@@ -272,8 +271,6 @@ pub struct Agent {
     pub state: StateDir,
     pub pin: Pin,
     host: Host,
-    /// It has run or started something.
-    has_run: AtomicBool,
 }
 
 impl Agent {
@@ -287,7 +284,7 @@ impl Agent {
         let folder = tempfile::tempdir().expect("a folder");
         let state = StateDir::open(&folder.path().join("state")).expect("a state directory");
         let pin = *own_key(&state).expect("a key").pin();
-        Agent { folder, state, pin, host, has_run: AtomicBool::new(false) }
+        Agent { folder, state, pin, host }
     }
 
     /// One whose state is a receiver's, with a folder of its own.
@@ -295,7 +292,7 @@ impl Agent {
     pub fn beside(state: &Path) -> Agent {
         let state = StateDir::open(state).expect("a state directory");
         let pin = *own_key(&state).expect("a key").pin();
-        Agent { folder: tempfile::tempdir().expect("a folder"), state, pin, host: Host::here(), has_run: AtomicBool::new(false) }
+        Agent { folder: tempfile::tempdir().expect("a folder"), state, pin, host: Host::here() }
     }
 
     /// An entry for receiver.toml that gives these operations on these replicas.
@@ -312,26 +309,27 @@ impl Agent {
         path
     }
 
-    /// Runs it to its end. The session of a run before it may still have the replica: that one's end is waited for. The
-    /// first run is told at once that somebody has it.
+    /// Runs it to its end. The session of a run before it may still have the replica: that one's end is waited for.
     pub fn run(&self, arguments: &[&str]) -> Output {
         let until = Instant::now() + LINGERS;
         loop {
-            let output = command(&self.host, self.state.path(), arguments).output().expect("run blockferry");
-            let is_first = !self.has_run.swap(true, Ordering::Relaxed);
+            let output = self.run_once(arguments);
             let (code, said) = end(&output);
-            let is_taken = code == Some(5) && said.contains("in use by a session");
-            if is_first || !is_taken || Instant::now() > until {
+            if code != Some(5) || !said.contains("in use by a session") || Instant::now() > until {
                 return output;
             }
             std::thread::sleep(Duration::from_millis(100));
         }
     }
 
+    /// Runs it to its end, which may be that somebody has the replica.
+    pub fn run_once(&self, arguments: &[&str]) -> Output {
+        command(&self.host, self.state.path(), arguments).output().expect("run blockferry")
+    }
+
     /// Starts it; standard output and error are pipes.
     #[allow(dead_code)]
     pub fn start(&self, arguments: &[&str]) -> Running {
-        self.has_run.store(true, Ordering::Relaxed);
         let mut command = command(&self.host, self.state.path(), arguments);
         Running(Some(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start blockferry")))
     }
@@ -341,6 +339,13 @@ impl Agent {
     pub fn pass(&self, verb: &str, image: &Path, receiver: &Receiver, replica: &str, more: &[&str]) -> Output {
         let words = words(verb, image, receiver, replica, more);
         self.run(&words.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// The same, told at once that somebody has the replica.
+    #[allow(dead_code)]
+    pub fn pass_once(&self, verb: &str, image: &Path, receiver: &Receiver, replica: &str) -> Output {
+        let words = words(verb, image, receiver, replica, &[]);
+        self.run_once(&words.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
     /// The same, started.

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 const RUN_LIMIT: Duration = Duration::from_secs(600);
 
 /// What it runs ends with its status in a file: the caller may be dead by then. So may this shell, which is killed when its
-/// command takes long to end: a shell below it waits for that. Its input is handed on by name, because a background command is
-/// given none.
+/// command takes long to end: the shell below it waits for the command. Input goes over descriptor 3, since a background
+/// command's own is /dev/null.
 const RSH: &str = "#!/bin/sh
 : >\"$0.started\"
 shift

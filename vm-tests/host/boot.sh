@@ -1,4 +1,4 @@
-# Boots one guest and follows its output until it ends, is silent for too long or has its power cut.
+# Boots one guest and follows its output until it ends, takes too long or has its power cut.
 # Sourced by ../run.
 
 # Real KVM only: a nested, software-only one does not boot a stock kernel.
