@@ -454,6 +454,7 @@ clean_up() {
   for pass in 1 2 3; do
     for name in $(dmsetup info -c --noheadings -o name,uuid | grep -v ':LVM-' | cut -d: -f1); do dmsetup remove -f "$name"; done
   done
+  mount --make-private /tmp
   losetup -D
   for vg in $(vgs --noheadings -o name); do
     vgremove -qqfy "$vg"

@@ -7,6 +7,7 @@ make_two_hosts
 make_vg vg0 a
 make_vg vgdr b
 make_lv vg0/db 48M
+mount --make-shared /tmp # what is unmounted here is unmounted on both hosts, and not in use there for ever
 mount_fs ext4 /dev/vg0/db /tmp/m
 noise 8000000 > /tmp/m/first
 sync
@@ -30,7 +31,7 @@ chmod +x /tmp/shims/*
 grep -q dr1.example /etc/hosts 2> /dev/null || echo '10.9.0.2 dr1.example' >> /etc/hosts
 
 on_host() { # HOST: runs the commands from standard input there, as a person would
-  unshare -m bash -c "
+  unshare -m --propagation slave bash -c "
     mount --bind /tmp/hosts/$1/etc /etc/blockferry && mount --bind /tmp/hosts/$1/var /var/lib/blockferry &&
     PATH=/tmp/shims:\$PATH exec ip netns exec $1 bash -euxo pipefail"
 }
@@ -55,6 +56,7 @@ block 3 | on_host source > /tmp/said.watch 2>&1 || { cat /tmp/said.watch /tmp/*.
 cat /tmp/said.watch
 grep -Eq '^(BLOCKFERRY )?OK' /tmp/said.watch || fail "monitor does not say OK"
 umount /tmp/m # quiet, so that the replica can be compared with it
+assert_equal "$(lv_field vg0/db lv_device_open)" '' "somebody still has the volume open"
 echo 'blockferry run db' | on_host source
 block 4 | on_host source
 assert_same_bytes /dev/vg0/db /dev/vgdr/db
