@@ -10,7 +10,7 @@ mount_fs ext4 /dev/vg/src /tmp/m
 noise 30000000 > /tmp/m/file
 sync
 interpose replica /dev/rvg/replica
-slow_writes replica 500
+slow_writes replica 5000
 cow_has() { [ "$(lv_field "$(snapshots_of_ours)" lv_size)" -gt $((16 * MIB)) ]; }
 
 ferry_in_background clone /dev/vg/src /dev/mapper/replica --state-dir "$STATE" --snapshot-size fixed:16MiB

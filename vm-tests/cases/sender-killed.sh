@@ -19,7 +19,7 @@ left=$(snapshots_of_ours)
 [ -n "$left" ] || fail "the bed saw no snapshot"
 
 # Killed in the middle of the data.
-slow_writes replica 200
+slow_writes replica 2000
 ferry_in_background clone /dev/vg/src /dev/mapper/replica --state-dir "$STATE"
 wait_until has_written /dev/mapper/replica 4
 kill_ferry
