@@ -591,6 +591,25 @@ fn what_came_before_a_cut_is_taken() {
     stage.receiver.wait_for("my last words");
 }
 
+/// The sender's word that it goes over comes late, where the first connection gets nothing of a link that all share. Such a
+/// session was once given up, while its pieces came.
+#[test]
+fn pieces_that_come_before_the_word_of_them_are_progress() {
+    let stage = Stage::new("stall_timeout = \"10s\"", 1);
+    let (mut wire, offer) = stage.session();
+    let [mut a, _b] = [(); 2].map(|()| stage.lane(&offer).unwrap());
+    let frame = data(1);
+    a.send_both(&PieceHead { number: 0, bytes: frame.len() }.encode(), &[]).unwrap();
+    // Twice as long as the stall limit.
+    for part in frame.chunks(frame.len().div_ceil(10)) {
+        a.send_both(part, &[]).and_then(|()| a.flush()).unwrap();
+        std::thread::sleep(Duration::from_secs(2));
+    }
+    piece(&mut a, 1, &stream::encode(&Message::Abort(stream::Refusal { kind: Kind::Failed, message: "my last words".into() })));
+    go_over(&mut wire, 2);
+    stage.receiver.wait_for("my last words");
+}
+
 /// Ends a connection as a host that vanishes does, or one whose process was killed.
 fn cut(lane: Tls, handle: &TcpStream) {
     std::mem::forget(lane);

@@ -269,14 +269,16 @@ impl Gather {
             }
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
         }
-        if let Some(turn) = self.deliver(inbox)? {
-            return Ok(turn);
-        }
-        Ok(match self.shared.came.swap(0, Ordering::Relaxed) {
+        Ok(self.deliver(inbox)?.unwrap_or_else(|| self.progress()))
+    }
+
+    /// What shows that lanes get on, though no piece is whole or has its turn.
+    fn progress(&self) -> Turn {
+        match self.shared.came.swap(0, Ordering::Relaxed) {
             0 if self.shared.paced.swap(false, Ordering::Relaxed) => Turn::Paced,
             0 => Turn::Nothing,
             bytes => Turn::Coming(bytes),
-        })
+        }
     }
 }
 
@@ -353,7 +355,14 @@ impl Transport for Inward {
     fn turn(&mut self, inbox: Option<&mut Inbox>, limit: Duration) -> Result<Turn> {
         let inbox = match inbox {
             Some(inbox) if self.gather.spread => inbox,
-            other => return self.control.turn(other, limit),
+            // The sender has gone over before its word of it is here: where lanes share a link with what lies before that
+            // word, they may get all of it for a while.
+            other => {
+                return Ok(match self.control.turn(other, limit)? {
+                    Turn::Nothing => self.gather.progress(),
+                    turn => turn,
+                });
+            }
         };
         if let Some(turn) = self.gather.ready(inbox)? {
             return Ok(turn);
