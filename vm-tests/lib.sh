@@ -124,7 +124,7 @@ assert_no_snapshot_of_ours() {
 
 mount_fs() { # TYPE DEVICE FOLDER: a new file system, mounted
   case $1 in
-    ext4) mkfs.ext4 -q -F "$2" ;;
+    ext4) mkfs.ext4 -q -F -E lazy_itable_init=0,lazy_journal_init=0 "$2" ;;
     xfs) mkfs.xfs -q -f "$2" ;;
     btrfs) mkfs.btrfs -q -f "$2" ;;
   esac

@@ -8,7 +8,7 @@ make_lv vg/src 48M
 make_lv rvg/replica 48M
 noise_at /dev/vg/src 0 48
 interpose replica /dev/rvg/replica
-slow_writes replica 200
+slow_writes replica 2000
 ferry_in_background clone /dev/vg/src /dev/mapper/replica --state-dir "$STATE" --snapshot always
 wait_until has_written /dev/mapper/replica 4
 dmsetup suspend --noflush replica

@@ -24,7 +24,8 @@ is_idle() { run_job && grep -q 'nothing was written since' /tmp/said; }
 run_job
 # ext4 writes for a while after it was made; each snapshot makes it write, too.
 for _ in $(seq 20); do
-  if is_idle; then break; fi
+  # Twice, with more in between than the kernel takes to write back what is dirty.
+  if is_idle && sleep 6 && is_idle; then break; fi
   sleep 3
 done
 grep -q 'nothing was written since' /tmp/said || fail "it never became idle"

@@ -26,6 +26,7 @@ cat > /tmp/hook << 'END'
 #!/bin/sh
 echo "$1 $BLOCKFERRY_JOB $(lvs --noheadings -S lv_tags=blockferry -o lv_name | wc -l) $(echo $BLOCKFERRY_SNAPSHOTS | wc -w)" >> /tmp/calls
 if [ "$1" = pre ]; then
+  rm -f /tmp/held # of a hold before
   touch /tmp/hold
   while [ ! -e /tmp/held ] && [ ! -e /tmp/gone ]; do sleep 0.01; done
 else
@@ -48,7 +49,7 @@ receivers = ["here"]
 volumes = [{ source = "vg/data", replica = "/dev/rvg/data" }, { source = "/dev/vg/log", replica = "/dev/rvg/log" }]
 [[job.hook]]
 run = ["/tmp/hook"]
-timeout = "20s"
+timeout = "300s"
 END
 blockferry plan db --brief --config /tmp/agent.toml
 assert_no_snapshot_of_ours

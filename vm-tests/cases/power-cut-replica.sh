@@ -23,17 +23,18 @@ make_pair() {
   fi
   sync
   slow_writes replica 100
-  if [ "$1" = journal ]; then slow_writes state 100; fi # so that the moment before the seal is not missed
+  if [ "$1" = journal ]; then slow_writes state 500; fi # so that the moment before the seal is not missed
 }
 
 before_cut() {
   make_pair "$1"
-  ferry_in_background clone /dev/vg/src /dev/mapper/replica --state-dir "$STATE"
   local before
+  before=$(written_bytes /dev/mapper/replica)
+  ferry_in_background clone /dev/vg/src /dev/mapper/replica --state-dir "$STATE"
   case $1 in
     first-copy) wait_until has_written /dev/mapper/replica 12 ;;
     journal) wait_until journal_holds 4 ;;
-    apply) before=$(written_bytes /dev/mapper/replica) && wait_until has_written /dev/mapper/replica $((before / MIB + 4)) ;;
+    apply) wait_until has_written /dev/mapper/replica $((before / MIB + 4)) ;;
     committed) background_exits 0 ;;
   esac
   if [ "$1" != committed ]; then pause_ferry; fi

@@ -18,7 +18,7 @@ ADDRESSES = {"replica": "10.9.0.2", "source": "10.9.0.1"}
 
 def keep_alive(link):
     link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 3), (socket.TCP_USER_TIMEOUT, 3000)):
+    for option, value in ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 3), (socket.TCP_USER_TIMEOUT, 15000)):
         link.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
