@@ -251,8 +251,8 @@ pub const PAIR_LOCK_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time to wait for another job that writes its book or the history of runs: a few syncs, which a busy disk can hold up. What a
 /// run came to must not be lost for that.
 pub const BOOK_LOCK_TIMEOUT: Duration = Duration::from_secs(60);
-/// Time to wait for another process that changes the list of paired hosts.
-pub const CHANGE_LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time to wait for another process that changes the list of paired hosts: a few syncs, which a busy disk can hold up.
+pub const CHANGE_LOCK_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time to wait for another run that makes snapshots in the same volume group: one lvm2 command may take its whole limit.
 pub const GROUP_LOCK_TIMEOUT: Duration = Duration::from_secs(300);
 /// Silence of the peer's kernel after which keepalives are sent, and the time between them.

@@ -477,7 +477,7 @@ impl Shared {
         let host = HostReplicas::new(self.state.clone(), self.choice).with_journals(config.journals());
         let client = Client { name: name.clone(), from: from.to_string(), grants };
         let mut served = Served::new(Arc::clone(config), client, Arc::clone(&self.busy), host, deadline, Arc::clone(&connection.asked));
-        let (_counted, count) = Counted::one(&self.sessions);
+        let (counted, count) = Counted::one(&self.sessions);
         let terms = Terms { stall: config.stall_timeout, pace: self.pace(config, &name), ..Terms::default() };
         let result = self.desk.open(*pin, LANES_MAX.min(config.connections_max)).and_then(|(_entry, offer, gather)| {
             let offer = Some(offer).filter(|offer| offer.most > 0);
@@ -495,7 +495,10 @@ impl Shared {
             }
             other => other,
         };
-        log::info(line(&name, &from.to_string(), &served, &progress, began, &result));
+        let line = line(&name, &from.to_string(), &served, &progress, began, &result);
+        // Who reads it finds the replica and the place free.
+        drop((served, counted));
+        log::info(line);
     }
 
     /// Tells a peer too many that it may come back.

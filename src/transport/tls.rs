@@ -579,8 +579,11 @@ impl Tls {
         }
         match self.stream.turn(Some(&mut self.sealed), limit)? {
             Turn::Closed => Err(self.names.cut()),
-            // What is encrypted says nothing yet: the next turn opens it.
-            Turn::Received(_) => Ok(Turn::Nothing),
+            // Opened at once: who stood still himself, and not the peer, must not give it up with its words in his hands.
+            Turn::Received(_) => Ok(match self.open(room)? {
+                0 => Turn::Nothing,
+                bytes => Turn::Received(bytes),
+            }),
             other => Ok(other),
         }
     }
@@ -751,6 +754,16 @@ mod tests {
         }
     }
 
+    /// A turn that brings nothing is what patience counts; one of who stood still before it must not.
+    #[test]
+    fn what_came_while_nobody_looked_comes_with_the_first_turn() {
+        for choice in [Choice::Uring, Choice::Blocking] {
+            let (mut agent, mut receiver) = pair_of(choice);
+            receiver.send_both(b"mean", b"while").and_then(|()| receiver.flush()).unwrap();
+            assert_eq!(agent.turn_into(&mut [0; 64], Duration::from_secs(60)).unwrap(), Turn::Received(9));
+        }
+    }
+
     #[test]
     fn an_unknown_agent_is_refused_and_both_ends_say_why() {
         let ((near, far), (agent, receiver)) = (sockets(), (key(), key()));
@@ -840,7 +853,9 @@ mod tests {
                 let _ = socket.write_all(b"GET / HTTP/1.1\r\n\r\n");
             },
         ];
-        for (talk, words) in talks.into_iter().zip(["did not complete", "did not complete", "does not speak TLS"]) {
+        // Who speaks something else is told apart at once; a limit of a minute is for a machine that stands still.
+        let ends = [("did not complete", limit), ("did not complete", limit), ("does not speak TLS", Duration::from_secs(60))];
+        for (talk, (words, limit)) in talks.into_iter().zip(ends) {
             let (near, far) = sockets();
             let begun = Instant::now();
             let talking = thread::spawn(move || {
