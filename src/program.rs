@@ -397,7 +397,15 @@ mod tests {
         let tell = || told.set(told.get() + 1);
         assert!(shell("true", LONG).slow(LONG, &tell).run().unwrap().success());
         assert_eq!(told.get(), 0);
-        assert!(shell("sleep 1", LONG).slow(Duration::from_millis(100), &tell).run().unwrap().success());
+        // It waits until it was told of.
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("told");
+        let tell = || {
+            tell();
+            std::fs::write(&file, "").unwrap();
+        };
+        let waits = format!("while [ ! -e {} ]; do sleep 0.1; done; sleep 0.5", file.display());
+        assert!(shell(&waits, LONG).slow(Duration::from_millis(100), &tell).run().unwrap().success());
         assert_eq!(told.get(), 1);
     }
 

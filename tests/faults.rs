@@ -196,7 +196,7 @@ fn a_device_that_vanishes_while_it_is_written_is_not_committed() {
     for first in [true, false] {
         let generation = bed.ferry.generation(&bed.ferry.here).0;
         // Slow enough to be caught in the middle, the apply of the few changes as well.
-        let mut device = Daemon::slow(&bed.base, if first { 1 << 20 } else { 512 << 10 });
+        let mut device = Daemon::slow(&bed.base, if first { 1 << 20 } else { 128 << 10 });
         let before = fs::metadata(&bed.base).unwrap().blocks();
         let mut command = bed.ferry.program(&bed.ferry.here, &["clone", "--json"]);
         command.arg(&bed.ferry.source).arg(device.path());

@@ -142,6 +142,8 @@ fn volumes_reach_a_daemon_by_name_and_a_pinned_key_and_one_that_is_down_is_exit_
         ended
     };
     assert_eq!(legs(&run()), ["committed 1", "committed 1"]);
+    // Its sessions have given their replicas back.
+    receiver.wait_for_times("result=committed generation=1", 2);
     change_blocks(&data, [5]);
     assert_eq!(legs(&run()), ["committed 2", "committed 2"]);
     equal(&data, receiver.image("data"));

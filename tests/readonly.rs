@@ -106,6 +106,7 @@ fn somebody_elses_write_to_a_guarded_replica_is_refused_with_the_way_out() {
     }
     let stand = Stand::new();
     assert_eq!(stand.push().0, Some(0));
+    assert!(stand.comes_to_refuse_writes());
     let local = stand.agent.run(&["clone", "--overwrite", stand.image.to_str().expect("plain text"), stand.name()]);
     let (code, said) = end(&local);
     assert_eq!(code, Some(8), "{said}");
@@ -120,6 +121,7 @@ fn a_promoted_replica_takes_writes_until_it_follows_its_source_again() {
     }
     let mut stand = Stand::new();
     assert_eq!(stand.push().0, Some(0));
+    assert!(stand.comes_to_refuse_writes());
     let (code, said) = end(&stand.receiver.run(&["promote", stand.name()]));
     assert_eq!(code, Some(0), "{said}");
     assert!(!stand.refuses_writes() && takes_a_write(&stand.device.0));

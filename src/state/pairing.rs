@@ -110,6 +110,7 @@ mod tests {
                         all.push(entry(number));
                         Ok(())
                     })
+                    .unwrap();
                 });
             }
         });

@@ -192,7 +192,7 @@ pub fn carried(process: u32) -> u64 {
 
 /// Waits for an event, which has to come.
 pub fn wait_until(what: &str, mut event: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(60);
+    let end = Instant::now() + Duration::from_secs(180);
     while !event() {
         assert!(Instant::now() < end, "it never came to this: {what}");
         std::thread::sleep(Duration::from_millis(2));

@@ -55,7 +55,7 @@ impl Link {
 
     /// Waits until the link stalls.
     pub fn wait(&self) {
-        self.stalled.recv_timeout(Duration::from_secs(60)).expect("the link never carried that much");
+        self.stalled.recv_timeout(Duration::from_secs(240)).expect("the link never carried that much");
     }
 
     /// Lets everything else pass.

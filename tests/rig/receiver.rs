@@ -80,17 +80,22 @@ impl Receiver {
         fs::read_to_string(self.folder.path().join("log")).expect("the log")
     }
 
-    #[allow(dead_code)]
     /// Waits until the log has this in it.
     #[allow(dead_code)]
     pub fn wait_for(&self, words: &str) -> String {
+        self.wait_for_times(words, 1)
+    }
+
+    /// Waits until the log has this in it so many times.
+    #[allow(dead_code)]
+    pub fn wait_for_times(&self, words: &str, times: usize) -> String {
         let until = Instant::now() + HANGS;
         loop {
             let log = self.log();
-            if log.contains(words) {
+            if log.matches(words).count() >= times {
                 return log;
             }
-            assert!(Instant::now() < until, "the receiver never said {words:?}:\n{log}");
+            assert!(Instant::now() < until, "the receiver did not say {words:?} {times} times:\n{log}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
