@@ -265,6 +265,8 @@ pub const LINGER: Duration = Duration::from_secs(2);
 
 /// How often a wait looks at the stop flag.
 pub const STOP_POLL: Duration = Duration::from_millis(200);
+/// The most that one such look is counted as time in which a peer did not get on: where it took longer, this host stood still.
+pub const TURN_COUNTED: Duration = Duration::from_secs(1);
 /// Time without progress of the peer after which it counts as gone; `stall_timeout` and `--stall-timeout`
 /// change it. A duration has no limit: progress is bytes moved, or work that the peer's pulses count.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(120);

@@ -375,7 +375,7 @@ fn manifest_file() -> Vec<u8> {
     }
     let root = draft.root().unwrap();
     draft.seal(About { root, ..about }).unwrap();
-    drop(draft.install(&files).unwrap());
+    drop(draft.install(&files, &mut blockferry::progress::Alone).unwrap());
     fs::read(folder.path().join(MANIFEST)).unwrap()
 }
 

@@ -507,14 +507,15 @@ fn a_session_without_progress_is_given_up_and_the_replica_goes_on() {
     let agent = Agent::new();
     // The pulses below have to come in this time, also on a machine that stands still now and then.
     let rest = format!("stall_timeout = \"15s\"\n{}", agent.entry("prod1", "*", BOTH));
-    let receiver = Receiver::start(&["silent", "trickle", "pulses", "works", "next"], &rest);
+    let receiver = Receiver::start(&["silent", "trickle", "pulses", "marks", "works", "next"], &rest);
     let open = |replica: &str| {
         let mut wire = wire(&agent, &receiver);
         introduce(&mut wire, &hello(replica)).unwrap();
         wire.say(&Message::Begin(Begin { generation: 1, source_time_ms: 1 })).unwrap();
         wire
     };
-    let (silent, mut trickle, mut pulses, mut works) = (open("silent"), open("trickle"), open("pulses"), open("works"));
+    let (silent, mut trickle, mut pulses, mut marks) = (open("silent"), open("trickle"), open("pulses"), open("marks"));
+    let mut works = open("works");
     // The front of a frame that never ends: ten bytes a second are no progress.
     let mut front = Lie::about(&[1]).frame().into_iter();
     let given_up = |replica: &str| {
@@ -522,10 +523,14 @@ fn a_session_without_progress_is_given_up_and_the_replica_goes_on() {
     };
     let until = Instant::now() + Duration::from_secs(180);
     let mut work = 0;
-    while !["silent", "trickle", "pulses"].iter().all(|replica| given_up(replica)) {
+    while !["silent", "trickle", "pulses", "marks"].iter().all(|replica| given_up(replica)) {
         assert!(Instant::now() < until, "{}", receiver.log());
         work += 1;
         let _ = pulses.say(&Message::Pulse(7));
+        // Whole frames now and then, which say nothing.
+        if work % 20 == 0 {
+            let _ = marks.say(&Message::Mark(7));
+        }
         let _ = front.next().map(|byte| trickle.put_bytes(&[byte]).and_then(|()| trickle.push()));
         works.say(&Message::Pulse(work)).unwrap();
         std::thread::sleep(Duration::from_millis(100));

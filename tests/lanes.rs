@@ -18,6 +18,7 @@ use receiver::{Agent, Receiver, end};
 use std::fs;
 use std::net::{Shutdown, TcpStream};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -182,7 +183,7 @@ fn a_sender_that_is_stopped_ends_and_goes_on_later() {
 }
 
 /// The words wait behind what is on its way, and not for long: where the receiver stands still just then it is not told.
-/// So one of three tries has to tell it.
+/// So one of a few tries has to tell it.
 #[test]
 fn a_sender_that_is_stopped_says_so_where_nothing_holds_it_up() {
     const VOLUME: usize = 160;
@@ -205,7 +206,7 @@ fn a_sender_that_is_stopped_says_so_where_nothing_holds_it_up() {
         assert!(code == Some(0) || log.contains("result=failed"), "{log}");
         log.contains("stopped by a signal")
     };
-    assert!((2..5).any(is_told), "{}", stage.receiver.log());
+    assert!((2..9).any(is_told), "{}", stage.receiver.log());
     let (code, said) = stage.clone(&["--connections", "2"]);
     assert_eq!(code, Some(0), "{said}");
     stage.is_same();
@@ -285,10 +286,11 @@ fn a_limit_holds_for_all_connections_together() {
 const EXTENT: usize = 64 << 10;
 const EXTENTS: usize = 16;
 
-/// A connection that keeps what it is offered.
+/// A connection that keeps what it is offered, and counts what it hears.
 struct Catching {
     tls: Tls,
     offer: Arc<Mutex<Option<LaneOffer>>>,
+    heard: Arc<AtomicUsize>,
 }
 
 impl Lanes for Catching {
@@ -316,7 +318,11 @@ impl Transport for Catching {
     }
 
     fn turn(&mut self, inbox: Option<&mut Inbox>, limit: Duration) -> Result<Turn> {
-        self.tls.turn(inbox, limit)
+        let turn = self.tls.turn(inbox, limit)?;
+        if let Turn::Received(bytes) = turn {
+            self.heard.fetch_add(bytes, Ordering::Relaxed);
+        }
+        Ok(turn)
     }
 
     fn lanes(&mut self) -> Option<&mut dyn Lanes> {
@@ -365,33 +371,45 @@ fn hello() -> Hello {
     }
 }
 
-/// A whole extent, all of this byte.
+/// A whole extent, all of one byte.
 fn data(extent: u64) -> Vec<u8> {
+    frame(extent, Encoding::Stored)
+}
+
+fn frame(extent: u64, encoding: Encoding) -> Vec<u8> {
     let hello = hello();
     let geometry = Geometry::new(hello.volume_bytes, hello.extent_bytes).unwrap();
     let content = vec![extent as u8 + 1; EXTENT];
     let digest = Hasher::new(hello.algorithm, &hello.secret).extent(&content, &mut Vec::new());
     let mut table = DataTable::new(&geometry);
     table.push(ExtentIndex(extent), &digest, &[0xff; 2]);
-    let mut frame = vec![0; table.payload_at() + EXTENT];
-    frame[table.payload_at()..].copy_from_slice(&content);
-    table.write(&mut frame, EXTENT, EXTENT, Encoding::Stored, true);
+    let payload = if encoding == Encoding::Zstd { zstd::bulk::compress(&content, 1).unwrap() } else { content };
+    let mut frame = vec![0; table.payload_at() + payload.len()];
+    frame[table.payload_at()..].copy_from_slice(&payload);
+    table.write(&mut frame, EXTENT, payload.len(), encoding, true);
     frame
 }
 
 impl Stage {
     /// A session that has begun its pass, and what it was offered.
     fn session(&self) -> (Wire, LaneOffer) {
+        let (wire, offer, _) = self.session_and_what_is_heard();
+        (wire, offer)
+    }
+
+    /// The same, and how many bytes it hears.
+    fn session_and_what_is_heard(&self) -> (Wire, LaneOffer, Arc<AtomicUsize>) {
         let offer = Arc::<Mutex<Option<LaneOffer>>>::default();
+        let heard = Arc::<AtomicUsize>::default();
         let (tls, _) = connect(&self.agent, &self.receiver, Protocol::Session).unwrap();
-        let mut wire = Wire::new(Box::new(Catching { tls, offer: Arc::clone(&offer) })).unwrap();
+        let mut wire = Wire::new(Box::new(Catching { tls, offer: Arc::clone(&offer), heard: Arc::clone(&heard) })).unwrap();
         wire.greet().unwrap();
         wire.say(&Message::Hello(Box::new(hello()))).unwrap();
         let Message::Welcome(_) = wire.hear().unwrap() else { panic!("no welcome") };
         while wire.hear().unwrap() != Message::HaveEnd {}
         wire.say(&Message::Begin(Begin { generation: 1, source_time_ms: 1 })).unwrap();
         let offer = offer.lock().unwrap().expect("an offer comes before the welcome");
-        (wire, offer)
+        (wire, offer, heard)
     }
 
     fn lane(&self, offer: &LaneOffer) -> Result<Tls> {
@@ -442,6 +460,21 @@ fn pieces_in_any_order_are_the_stream() {
     // The first copy goes straight to the device: both extents are there.
     let replica = fs::read(stage.receiver.image("web")).unwrap();
     assert!(replica[3 * EXTENT..4 * EXTENT].iter().all(|byte| *byte == 4) && replica[5 * EXTENT..6 * EXTENT].iter().all(|byte| *byte == 6));
+}
+
+/// Where what is sent shrinks to little, a frame comes with each turn, and none in parts.
+#[test]
+fn who_takes_small_frames_says_that_it_gets_on() {
+    let stage = Stage::new("stall_timeout = \"10s\"", 1);
+    let (mut wire, _, heard) = stage.session_and_what_is_heard();
+    let before = heard.load(Ordering::Relaxed);
+    for _ in 0..60 {
+        wire.put_bytes(&frame(3, Encoding::Zstd)).and_then(|()| wire.push()).unwrap();
+        std::thread::sleep(Duration::from_millis(60));
+    }
+    // A block of bytes and more. Its pulses are all that it says, until it gives us up.
+    assert_eq!(wire.hear().unwrap_err().kind(), Kind::Transient);
+    assert!(heard.load(Ordering::Relaxed) > before, "{}", stage.receiver.log());
 }
 
 #[test]
@@ -589,6 +622,26 @@ fn what_came_before_a_cut_is_taken() {
     // All of it is there when the session goes over.
     go_over(&mut wire, 2);
     stage.receiver.wait_for("my last words");
+}
+
+/// Bytes of a pulse count no more here than on the first connection, and not twice.
+#[test]
+fn pulses_without_work_on_further_connections_are_no_progress() {
+    let stage = Stage::new("stall_timeout = \"10s\"", 1);
+    let (_wire, [mut a, _b]) = stage.spread();
+    let pulse = stream::encode(&Message::Pulse(7));
+    let begun = Instant::now();
+    for number in 0.. {
+        if stage.receiver.log().contains("got no work done for 10 seconds") {
+            break;
+        }
+        assert!(begun.elapsed() < HANGS, "{}", stage.receiver.log());
+        piece(&mut a, number, &pulse);
+        if number % 10 == 0 {
+            // Longer than the receiver waits in one go.
+            std::thread::sleep(Duration::from_millis(300));
+        }
+    }
 }
 
 /// The sender's word that it goes over comes late, where the first connection gets nothing of a link that all share. Such a

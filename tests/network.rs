@@ -77,20 +77,26 @@ impl Story {
         Some(Story { agent, receiver, stall, image, replica, bed })
     }
 
-    /// A run that is over when this returns.
-    fn run(&self, more: &[&str]) -> Output {
-        self.start(more).wait()
+    /// A run that something happens to.
+    fn start(&self, more: &[&str]) -> Running {
+        self.start_with(self.stall, more)
     }
 
-    fn start(&self, more: &[&str]) -> Running {
-        let fixed = ["--json", "--stall-timeout", self.stall];
+    fn start_with(&self, stall: &str, more: &[&str]) -> Running {
+        let fixed = ["--json", "--stall-timeout", stall];
         self.agent.start_pass("clone", &self.image, &self.receiver, "db", &[&fixed, more].concat())
     }
 
-    /// A run that has to succeed; its summary.
+    /// A run to which nothing happens and that has to succeed, however long a sync takes; its summary.
     #[track_caller]
     fn completes(&self, more: &[&str]) -> Value {
-        let summary = summary(&self.run(more));
+        let [patient, _] = LONG;
+        self.is_done(self.start_with(patient, more))
+    }
+
+    #[track_caller]
+    fn is_done(&self, run: Running) -> Value {
+        let summary = summary(&run.wait());
         self.is_same();
         summary
     }
@@ -212,7 +218,7 @@ fn a_longer_partition_ends_both_sides_and_the_next_run_sends_the_rest() {
     story.holds(&old);
     // Nobody answers: that is exit 4 as well, soon.
     let begun = Instant::now();
-    let (code, said) = end(&story.run(&[]));
+    let (code, said) = end(&story.start(&[]).wait());
     assert!(code == Some(4) && said.contains("connect to"), "{said}");
     assert!(begun.elapsed() < IN_TIME, "{:?}", begun.elapsed());
     story.holds(&old);
@@ -337,7 +343,7 @@ fn a_link_of_less_than_a_megabit_is_slow_and_not_dead() {
     let Some(story) = Story::over("a_link_of_less_than_a_megabit_is_slow_and_not_dead", None, MIDDLE) else { return };
     fs::write(&story.image, noise(5, MIB + MIB / 8)).unwrap();
     story.bed.slow(SLOW);
-    story.completes(&[]);
+    story.is_done(story.start(&[]));
     assert!(story.failures().is_empty(), "{}", story.receiver.log());
 }
 

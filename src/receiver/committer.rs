@@ -69,6 +69,7 @@ pub fn seal_and_commit(
 ) -> Result<()> {
     let seal = Seal { generation: commit.generation, root: commit.root, frames: 0, chain: 0, source_time_ms: commit.source_time_ms };
     let journal = journal.seal(seal)?;
+    let _ = witness.worked(1);
     failpoint::reach("receiver.journal-synced");
     commit_journal(site, record, commit, draft, journal, target, witness)
 }
@@ -85,15 +86,17 @@ pub fn commit_journal(
 ) -> Result<()> {
     let hasher = Hasher::new(record.algorithm, &record.secret);
     draft.seal(about(record, commit)?)?;
+    let _ = witness.worked(1);
     failpoint::reach("receiver.next-sealed");
     let applying = Stage::Applying { generation: commit.generation, root: commit.root, source_time_ms: commit.source_time_ms };
     let begun = ReplicaRecord { stage: applying, ..record.clone() };
     begun.store(site.files())?;
+    let _ = witness.worked(1);
     *record = begun;
     failpoint::reach("receiver.applying-recorded");
     let (_, walk) = Walk::open(journal)?;
     apply(walk, commit, target, record.geometry()?, &hasher, witness)?;
-    finish(site, record, commit, Some(draft))
+    finish(site, record, commit, Some(draft), witness)
 }
 
 /// Writes every block of a sealed journal onto the device and flushes it. Safe to repeat. A witness that went
@@ -144,10 +147,11 @@ pub fn apply(
 
 /// The device is flushed: brings manifest and record to the new generation and drops the journal.
 /// Without a draft at hand (after a crash) the sealed one on disk is installed.
-pub fn finish(site: &dyn Site, record: &mut ReplicaRecord, commit: &Commit, draft: Option<Draft>) -> Result<()> {
+pub fn finish(site: &dyn Site, record: &mut ReplicaRecord, commit: &Commit, draft: Option<Draft>, witness: &mut dyn Witness) -> Result<()> {
+    let _ = witness.worked(1);
     let geometry = record.geometry()?;
     let manifest = match draft {
-        Some(draft) => Some(draft.install(site.files())?),
+        Some(draft) => Some(draft.install(site.files(), witness)?),
         None => manifest::load(
             site.files(),
             commit.generation,
@@ -157,7 +161,9 @@ pub fn finish(site: &dyn Site, record: &mut ReplicaRecord, commit: &Commit, draf
             Damage::Refuse,
         )?,
     };
+    let _ = witness.worked(1);
     record_commit(site, record, commit, manifest.is_none())?;
+    let _ = witness.worked(1);
     drop(manifest);
     // A journal that a crash brings back belongs to the generation before, and goes then.
     site.discard_journal().within(|| "the generation is committed; its journal is left over")?;
@@ -184,14 +190,24 @@ pub fn record_commit(site: &dyn Site, record: &mut ReplicaRecord, commit: &Commi
 }
 
 /// Commits a pass that wrote straight to the device, or one in which nothing changed.
-pub fn commit_direct(site: &dyn Site, record: &mut ReplicaRecord, commit: &Commit, mut draft: Draft, target: &mut Target) -> Result<()> {
+pub fn commit_direct(
+    site: &dyn Site,
+    record: &mut ReplicaRecord,
+    commit: &Commit,
+    mut draft: Draft,
+    target: &mut Target,
+    witness: &mut dyn Witness,
+) -> Result<()> {
     target.flush()?;
+    let _ = witness.worked(1);
     failpoint::reach("receiver.device-flushed");
     draft.seal(about(record, commit)?)?;
+    let _ = witness.worked(1);
     failpoint::reach("receiver.next-sealed");
     // From here on a crash leaves a sealed draft of this generation; the record decides whether it counts.
     record_commit(site, record, commit, false)?;
-    if draft.install(site.files()).is_err() {
+    let _ = witness.worked(1);
+    if draft.install(site.files(), witness).is_err() {
         return Err(Error::new(
             Kind::Storage,
             "the generation is committed, but its manifest could not be installed; the next run does it",

@@ -119,11 +119,11 @@ impl Session<'_> {
             Held::Clean(manifest) | Held::Initializing(manifest) => (Draft::new(self.site.files(), manifest)?, None),
             // The empty manifest is durable before a record says that it holds hints: one of an older
             // time that lay there must not be believed.
-            Held::Foreign => (self.empty_draft(&record)?.checkpoint(self.site.files())?, None),
+            Held::Foreign => (self.empty_draft(&record)?.checkpoint(self.site.files(), self.wire)?, None),
             Held::Absent => {
                 let mut draft = self.empty_draft(&record)?;
                 draft.set_zeros(0..self.geometry.extents())?;
-                (draft.checkpoint(self.site.files())?, None)
+                (draft.checkpoint(self.site.files(), self.wire)?, None)
             }
         };
         if is_new {
@@ -181,6 +181,8 @@ impl Session<'_> {
             }
             self.progress.sent_bytes.fetch_add(header.frame_bytes() as u64, Relaxed);
             self.wire.done(&header);
+            // Many small frames may come in one turn, and each may take many reads.
+            self.wire.comes(header.frame_bytes());
         }
     }
 
@@ -281,7 +283,7 @@ impl Session<'_> {
             failpoint::reach("receiver.direct-checkpoint-flushed");
             // The manifest follows the flush: what it says is on the device, is.
             if let Some(draft) = intake.draft.take() {
-                intake.draft = Some(draft.checkpoint(self.site.files())?);
+                intake.draft = Some(draft.checkpoint(self.site.files(), self.wire)?);
             }
             (intake.unflushed, intake.flushed) = (0, Instant::now());
             failpoint::reach("receiver.direct-checkpoint-installed");
@@ -327,7 +329,7 @@ impl Session<'_> {
         let target = self.target.as_mut().ok_or_else(|| Error::new(Kind::Failed, "the replica's device is not open"))?;
         match intake.journal.take() {
             Some(journal) => committer::seal_and_commit(&*self.site, record, &commit, draft, journal, target, self.wire)?,
-            None => committer::commit_direct(&*self.site, record, &commit, draft, target)?,
+            None => committer::commit_direct(&*self.site, record, &commit, draft, target, self.wire)?,
         }
         let ack =
             Ack { generation: commit.generation, root, healed_extents: intake.healed.len() as u64, written_bytes: target.written_bytes() };

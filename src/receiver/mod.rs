@@ -267,7 +267,7 @@ impl<'a> Session<'a> {
             Held::Foreign => {
                 let record = self.new_record()?;
                 let draft = self.hash_replica(&record, Damage::Unknown)?;
-                let mut manifest = draft.checkpoint(self.site.files())?.into_base();
+                let mut manifest = draft.checkpoint(self.site.files(), self.wire)?.into_base();
                 survey::list_manifest(self.wire, &mut manifest)?;
                 Held::Initializing(manifest)
             }

@@ -71,7 +71,7 @@ pub fn finish_applying(site: &dyn Site, record: &mut ReplicaRecord, target: &mut
     let commit = Commit { generation, root, source_time_ms };
     committer::apply(walk, &commit, target, record.geometry()?, &hasher, witness)
         .map_err(|error| if error.kind() == Kind::Failed { torn(error) } else { error })?;
-    committer::finish(site, record, &commit, None)
+    committer::finish(site, record, &commit, None, witness)
 }
 
 /// The process that wrote the record may have died before it was synced: what is read here may be in a

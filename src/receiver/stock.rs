@@ -129,7 +129,7 @@ impl Session<'_> {
             return Ok(Held::Foreign);
         }
         let draft = self.hash_replica(record, Damage::Unknown)?;
-        let manifest = draft.checkpoint(self.site.files())?.into_base();
+        let manifest = draft.checkpoint(self.site.files(), self.wire)?.into_base();
         record.rehash = false;
         record.store(self.site.files())?;
         Ok(Held::Initializing(manifest))
@@ -177,7 +177,7 @@ impl Session<'_> {
         let mut draft = self.hash_replica(record, Damage::Refuse)?;
         let root = draft.root()?;
         draft.seal(About { root, ..self.about(record) })?;
-        let manifest = draft.install(self.site.files())?;
+        let manifest = draft.install(self.site.files(), self.wire)?;
         record.root = root;
         record.rehash = false;
         record.store(self.site.files())?;

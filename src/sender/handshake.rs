@@ -63,7 +63,7 @@ pub fn shake_hands(pass: &mut Pass<'_>, wire: &mut Wire, geometry: Geometry, has
     let mut agreed = Agreed { uses_base: welcome.baseline == Baseline::Yours, welcome, have, base, about, adopted: None, parts };
     // A dry run moves no cursor: the digests that the receiver lists tell it the same.
     if !agreed.uses_base && pass.order.purpose == Purpose::Replicate {
-        adopt_unacknowledged(pass, &mut agreed, hasher)?;
+        adopt_unacknowledged(pass, &mut agreed, hasher, wire)?;
     }
     let mut samples = Vec::new();
     let mut sink = |agreed: &mut Agreed, have: &Have<'_>| match agreed.welcome.offer {
@@ -150,7 +150,7 @@ pub fn hello(record: &SourceRecord, target: &str, purpose: Purpose, root: Digest
 
 /// A lost acknowledgement: the receiver is one generation ahead and its root is that of our sealed
 /// draft. The cursor moves and nothing is sent for it.
-fn adopt_unacknowledged(pass: &mut Pass<'_>, agreed: &mut Agreed, hasher: &Hasher) -> Result<()> {
+fn adopt_unacknowledged(pass: &mut Pass<'_>, agreed: &mut Agreed, hasher: &Hasher, wire: &mut Wire) -> Result<()> {
     let (generation, root) = (agreed.welcome.generation, agreed.welcome.root);
     if generation != pass.record.generation + 1 || !root.is_known() {
         return Ok(());
@@ -172,7 +172,7 @@ fn adopt_unacknowledged(pass: &mut Pass<'_>, agreed: &mut Agreed, hasher: &Hashe
         return Ok(());
     }
     let sealed = About { epoch: agreed.welcome.epoch, generation, root, ..agreed.about };
-    super::adopt(pass.record, pass.files, draft, &sealed, pass.record.source_time_ms)?;
+    super::adopt(pass.record, pass.files, draft, &sealed, pass.record.source_time_ms, wire)?;
     agreed.base = manifest::load(pass.files, generation, &root, &agreed.about.geometry, hasher, Damage::Unknown)?;
     agreed.uses_base = agreed.base.is_some();
     agreed.adopted = Some(generation);

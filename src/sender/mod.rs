@@ -33,7 +33,7 @@ use crate::format::manifest::About;
 use crate::format::stream::{Ack, Begin, Counts, End, Message, Mode, Purpose};
 use crate::limits::NEED_ROUNDS_MAX;
 use crate::part::Part;
-use crate::progress::{Phase, Progress};
+use crate::progress::{Alone, Phase, Progress, Witness};
 use crate::state::manifest::Draft;
 use crate::state::{Files, HAVE, SourceRecord};
 use crate::transport::Wire;
@@ -179,7 +179,7 @@ fn replicate(pass: &mut Pass<'_>, wire: &mut Wire, agreed: Agreed, geometry: Geo
                 // A first copy says nothing about how much the source changes between two snapshots.
                 let first = agreed.welcome.mode == Mode::Direct && !agreed.uses_base;
                 pass.record.changed_bytes = (!first).then_some(counts.changed_extents * geometry.extent_bytes() as u64);
-                adopt(pass.record, pass.files, draft, &sealed, pass.order.source_time_ms)?;
+                adopt(pass.record, pass.files, draft, &sealed, pass.order.source_time_ms, &mut Alone)?;
                 let (mode, adopted, exertion) = (agreed.welcome.mode, agreed.adopted, effort.exertion());
                 return Ok(Outcome { ack: Some(ack), mode, counts, adopted, exertion });
             }
@@ -291,12 +291,19 @@ fn send_whole(
 
 /// Moves the cursor: record first, then the manifest, which [`crate::state::manifest::load`] completes
 /// from the draft where a crash comes between.
-fn adopt(record: &mut SourceRecord, files: &dyn Files, draft: Draft, sealed: &About, source_time_ms: u64) -> Result<()> {
+fn adopt(
+    record: &mut SourceRecord,
+    files: &dyn Files,
+    draft: Draft,
+    sealed: &About,
+    source_time_ms: u64,
+    witness: &mut dyn Witness,
+) -> Result<()> {
     let moved = SourceRecord { epoch: sealed.epoch, generation: sealed.generation, root: sealed.root, source_time_ms, ..record.clone() };
     moved.store(files).within(|| "the replica is committed, but the cursor here is not (the next run finds out)")?;
     *record = moved;
     failpoint::reach("sender.cursor-recorded");
-    draft.install(files)?;
+    draft.install(files, witness)?;
     Ok(())
 }
 

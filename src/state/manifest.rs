@@ -13,6 +13,7 @@ use crate::extent::{ExtentIndex, Geometry};
 use crate::failpoint;
 use crate::format::manifest::*;
 use crate::limits::{FORGET_PAGES, PAGE_EXTENTS, PAGES_CACHED};
+use crate::progress::{Alone, Witness};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use zerocopy::IntoBytes;
@@ -562,13 +563,14 @@ impl Draft {
 
     /// Copies the changed pages into the base, which becomes the sealed draft's generation.
     /// `recorded` must already name that generation: a crash in here is finished by [`load`].
-    pub fn install(mut self, files: &dyn Files) -> Result<Manifest> {
+    pub fn install(mut self, files: &dyn Files, witness: &mut dyn Witness) -> Result<Manifest> {
         let about = self.next.about;
         debug_assert!(about.sealed, "only a sealed draft may be installed");
-        if self.copy_pages()? {
+        if self.copy_pages(witness)? {
             self.base.write()?;
             // From here on a crash leaves the new pages under the old header, and the draft.
             self.base.file.sync()?;
+            let _ = witness.worked(1);
         }
         self.base.write_header(about)?;
         self.base.file.sync()?;
@@ -582,17 +584,17 @@ impl Draft {
 
     /// Direct copies: lets the base, which is unsealed and only a hint until its first commit, know what
     /// the device is known to hold durably, and starts an empty draft over it.
-    pub fn checkpoint(mut self, files: &dyn Files) -> Result<Draft> {
+    pub fn checkpoint(mut self, files: &dyn Files, witness: &mut dyn Witness) -> Result<Draft> {
         self.next.write()?;
-        self.copy_pages()?;
+        self.copy_pages(witness)?;
         self.base.write()?;
         self.base.file.sync()?;
         drop(self.next);
         Draft::new(files, self.base)
     }
 
-    /// Whether there were any.
-    fn copy_pages(&mut self) -> Result<bool> {
+    /// Whether there were any. A witness that went away changes nothing.
+    fn copy_pages(&mut self, witness: &mut dyn Witness) -> Result<bool> {
         let layout = self.base.layout;
         let mut from = 0;
         while let Some(page) = self.changed_page(from)? {
@@ -600,6 +602,7 @@ impl Draft {
             if digest != PAGE_ZERO {
                 let bytes = self.next.read_page(page)?;
                 self.base.file.write_at(&bytes, layout.page_at(page))?;
+                let _ = witness.worked(bytes.len() as u64);
             }
             self.base.pages.retain(|cached| cached.number != page);
             self.base.set_page_digest(page, digest)?;
@@ -632,7 +635,7 @@ pub fn load(
     if draft.root()? != *root {
         return Ok(None);
     }
-    match draft.install(files) {
+    match draft.install(files, &mut Alone) {
         // A draft that rotted is a manifest lost, not a replica lost.
         Err(error) if error.kind() == Kind::Failed => Ok(None),
         installed => installed.map(Some),
@@ -696,7 +699,7 @@ mod tests {
         fill(&mut draft, 0..1501, 1);
         let first = About { generation: 1, root: draft.root().unwrap(), ..about };
         draft.seal(first).unwrap();
-        let base = draft.install(&files).unwrap();
+        let base = draft.install(&files, &mut Alone).unwrap();
 
         let mut draft = Draft::new(&files, base).unwrap();
         fill(&mut draft, 250..260, 9);
@@ -768,10 +771,20 @@ mod tests {
             draft.seal(sealed).unwrap();
             let next = std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(folder.path().join(NEXT)).unwrap()) * 512;
             assert!(generation == 1 || next < 60 * (20 << 10) + (256 << 10), "{next} bytes for at most 60 pages");
-            draft.install(&files).unwrap();
+            draft.install(&files, &mut Alone).unwrap();
             base =
                 load(&files, generation, &sealed.root, &about.geometry, &hasher(), Damage::Refuse).unwrap().expect("it is the generation");
             assert_eq!(base.run_of(0..pages, PAGE_UNKNOWN).unwrap(), 0);
+        }
+    }
+
+    /// Counts how often it is told.
+    struct Told(u32);
+
+    impl Witness for Told {
+        fn worked(&mut self, _: u64) -> Result<()> {
+            self.0 += 1;
+            Ok(())
         }
     }
 
@@ -785,7 +798,9 @@ mod tests {
         fill(&mut draft, 0..300, 1);
         let sealed = About { generation: 1, root: draft.root().unwrap(), ..about };
         draft.seal(sealed).unwrap();
-        let manifest = draft.install(&files).unwrap();
+        let mut told = Told(0);
+        let manifest = draft.install(&files, &mut told).unwrap();
+        assert!(told.0 >= 2, "who waits for it is told of each of its two pages");
         let at = manifest.layout.page_at(1) + 40;
         let mut byte = [0];
         manifest.file.read_at(&mut byte, at).unwrap();

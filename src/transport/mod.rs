@@ -45,7 +45,7 @@ impl Default for Terms {
 /// What one turn of waiting came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
-    /// So many bytes came and lie in the inbox.
+    /// Something came and lies in the inbox: so many bytes more than were told of.
     Received(usize),
     /// So many bytes came of something that is not whole enough yet to lie there.
     Coming(usize),

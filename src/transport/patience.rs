@@ -1,69 +1,68 @@
-//! How long a peer may go without getting on. Pure: it is told what happened and what time it is.
+//! How long a peer may go without getting on. Pure: it is told what happened and how long it took.
 //!
-//! What counts is progress, never duration: bytes moved in either direction, or a pulse whose work is larger
+//! What counts is progress, never duration: a block of bytes moved in either direction, or a pulse whose work is larger
 //! than that of any before. A peer that pulses and does nothing is given up like one that is silent; one that
-//! hashes a device for a day and says so every two seconds is not. The time that we are busy ourselves is not
-//! the peer's: the clock runs while we wait.
+//! hashes a device for a day and says so every two seconds is not. What is counted is the time of our waits, all of them
+//! since the last progress: not the time that we are busy ourselves, nor that in which this host stood still.
 
 use super::Turn;
-use crate::limits::BLOCK_BYTES;
-use std::time::{Duration, Instant};
+use crate::limits::{BLOCK_BYTES, TURN_COUNTED};
+use std::time::Duration;
 
 /// The clock of one connection.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Patience {
     limit: Option<Duration>,
-    since: Instant,
-    /// Bytes that came since, the last of them when: less than a block is a trickle and no progress.
+    /// Waited since the last progress.
+    waited: Duration,
+    /// Bytes that came since: less than a block is a trickle and no progress.
     trickle: usize,
-    heard: Instant,
+    /// Waited since the last of them.
+    silent: Duration,
     /// The most work that a pulse told of.
     work: u64,
 }
 
 impl Patience {
-    /// Endless until a limit is set.
-    pub fn endless(now: Instant) -> Patience {
-        Patience { limit: None, since: now, trickle: 0, heard: now, work: 0 }
-    }
-
-    /// From now on the peer is given up after this long without progress.
+    /// From now on the peer is given up after this long without progress; `None`: never, as it is at first.
     pub fn set(&mut self, limit: Option<Duration>) {
         self.limit = limit;
     }
 
-    /// A wait begins.
-    pub fn begin(&mut self, now: Instant) {
-        (self.since, self.trickle) = (now, 0);
+    /// The peer got on.
+    pub fn progress(&mut self) {
+        (self.waited, self.trickle) = (Duration::ZERO, 0);
     }
 
     /// A turn of waiting came to this.
-    pub fn turned(&mut self, turn: Turn, now: Instant) {
+    pub fn turned(&mut self, turn: Turn, took: Duration) {
+        let took = took.min(TURN_COUNTED);
+        (self.waited, self.silent) = (self.waited + took, self.silent + took);
         match turn {
-            Turn::Sent | Turn::Paced => self.begin(now),
+            Turn::Sent | Turn::Paced => self.progress(),
             Turn::Received(bytes) | Turn::Coming(bytes) => {
                 self.trickle += bytes;
-                self.heard = now;
+                self.silent = Duration::ZERO;
             }
             Turn::Closed | Turn::Nothing => {}
         }
     }
 
     /// The peer pulsed; `bytes` of what came were its pulse and are no progress by themselves.
-    pub fn pulsed(&mut self, work: u64, bytes: usize, now: Instant) {
+    pub fn pulsed(&mut self, work: u64, bytes: usize) {
         self.trickle = self.trickle.saturating_sub(bytes);
         if work > self.work {
             self.work = work;
-            self.begin(now);
+            self.progress();
         }
     }
 
     /// The limit, where it is over. Asked when the pulses among what came are taken out.
-    pub fn lost(&mut self, now: Instant) -> Option<Duration> {
+    pub fn lost(&mut self) -> Option<Duration> {
         if self.trickle >= BLOCK_BYTES {
-            self.begin(self.heard);
+            (self.waited, self.trickle) = (self.silent, 0);
         }
-        self.limit.filter(|limit| now.saturating_duration_since(self.since) >= *limit)
+        self.limit.filter(|limit| self.waited >= *limit)
     }
 }
 
@@ -72,54 +71,75 @@ mod tests {
     use super::*;
 
     const LIMIT: Duration = Duration::from_secs(120);
+    const TURN: Duration = Duration::from_secs(1);
 
-    /// Seconds after the beginning.
-    fn at(begin: Instant, seconds: u64) -> Instant {
-        begin + Duration::from_secs(seconds)
+    fn patience() -> Patience {
+        let mut patience = Patience::default();
+        wait(&mut patience, 1000);
+        assert_eq!(patience.lost(), None);
+        patience.set(Some(LIMIT));
+        patience.progress();
+        patience
     }
 
-    fn patience(begin: Instant) -> Patience {
-        let mut patience = Patience::endless(begin);
-        assert_eq!(patience.lost(at(begin, 1 << 20)), None);
-        patience.set(Some(LIMIT));
-        patience
+    /// So many seconds without anything.
+    fn wait(patience: &mut Patience, seconds: u64) {
+        (0..seconds).for_each(|_| patience.turned(Turn::Nothing, TURN));
     }
 
     #[test]
     fn silence_is_lost_and_work_that_grows_is_not() {
-        let begin = Instant::now();
-        let mut busy = patience(begin);
-        assert_eq!((busy.lost(at(begin, 119)), busy.lost(at(begin, 120))), (None, Some(LIMIT)));
+        let mut busy = patience();
+        wait(&mut busy, 119);
+        assert_eq!(busy.lost(), None);
+        wait(&mut busy, 1);
+        assert_eq!(busy.lost(), Some(LIMIT));
+        let mut busy = patience();
         for hour in 0..24 * 30 {
-            busy.turned(Turn::Received(40), at(begin, hour * 100));
-            busy.pulsed(hour + 1, 40, at(begin, hour * 100));
-            assert_eq!(busy.lost(at(begin, hour * 100 + 99)), None);
+            busy.turned(Turn::Received(40), TURN);
+            busy.pulsed(hour + 1, 40);
+            wait(&mut busy, 119);
+            assert_eq!(busy.lost(), None);
         }
     }
 
     #[test]
     fn pulses_without_work_and_a_trickle_are_lost() {
-        let begin = Instant::now();
-        let (mut idle, mut trickle) = (patience(begin), patience(begin));
-        idle.pulsed(7, 40, begin);
-        for second in 0..120 {
+        let (mut idle, mut trickle) = (patience(), patience());
+        idle.pulsed(7, 40);
+        for _ in 0..120 {
+            assert_eq!((idle.lost(), trickle.lost()), (None, None));
             // More bytes than a block, all of them pulses of the same work or less.
-            (0..3).for_each(|_| idle.turned(Turn::Received(40), at(begin, second)));
-            (0..3).for_each(|more| idle.pulsed(7 - more, 40, at(begin, second)));
-            trickle.turned(Turn::Received(1), at(begin, second));
-            assert_eq!((idle.lost(at(begin, second)), trickle.lost(at(begin, second))), (None, None));
+            (0..3).for_each(|_| idle.turned(Turn::Received(40), TURN / 3));
+            (0..3).for_each(|less| idle.pulsed(7 - less, 40));
+            trickle.turned(Turn::Received(1), TURN);
         }
-        assert_eq!((idle.lost(at(begin, 120)), trickle.lost(at(begin, 120))), (Some(LIMIT), Some(LIMIT)));
+        wait(&mut idle, 1);
+        assert_eq!((idle.lost(), trickle.lost()), (Some(LIMIT), Some(LIMIT)));
     }
 
     #[test]
     fn a_slow_link_is_not_lost() {
-        let begin = Instant::now();
-        let (mut slow, mut taking) = (patience(begin), patience(begin));
-        for second in (0..10_000).step_by(100) {
-            slow.turned(Turn::Received(BLOCK_BYTES), at(begin, second));
-            taking.turned(Turn::Sent, at(begin, second));
-            assert_eq!((slow.lost(at(begin, second + 99)), taking.lost(at(begin, second + 99))), (None, None));
+        let (mut slow, mut taking) = (patience(), patience());
+        for _ in 0..100 {
+            slow.turned(Turn::Received(BLOCK_BYTES), TURN);
+            taking.turned(Turn::Sent, TURN);
+            wait(&mut slow, 99);
+            wait(&mut taking, 99);
+            assert_eq!((slow.lost(), taking.lost()), (None, None));
         }
+        // From the last of the bytes on, not from when they are counted.
+        slow.turned(Turn::Received(BLOCK_BYTES), TURN);
+        wait(&mut slow, 119);
+        assert_eq!(slow.lost(), None);
+        wait(&mut slow, 1);
+        assert_eq!(slow.lost(), Some(LIMIT));
+    }
+
+    #[test]
+    fn a_host_that_stood_still_blames_no_peer_for_it() {
+        let mut patience = patience();
+        (0..119).for_each(|_| patience.turned(Turn::Nothing, LIMIT));
+        assert_eq!(patience.lost(), None);
     }
 }

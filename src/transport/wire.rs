@@ -54,7 +54,7 @@ impl Wire {
             version: 0,
             limit: None,
             greeting_limit: None,
-            patience: Patience::endless(now),
+            patience: Patience::default(),
             gave_up: false,
             came: 0,
             work: 0,
@@ -92,6 +92,7 @@ impl Wire {
         self.push()?;
         self.patience.set(self.greeting_limit);
         let line = self.line()?;
+        self.patience.progress();
         self.version = stream::agree(&line)?;
         // One that never pulses may be busy for hours without a word.
         self.patience.set(self.limit.filter(|_| self.version >= PULSING));
@@ -100,11 +101,12 @@ impl Wire {
 
     /// One turn of waiting; ends the wait where the peer does not get on.
     fn turn(&mut self, receive: bool) -> Result<Turn> {
-        if let Some(limit) = self.patience.lost(Instant::now()) {
+        if let Some(limit) = self.patience.lost() {
             return Err(self.give_up(limit));
         }
+        let begun = Instant::now();
         let turn = self.transport.turn(receive.then_some(&mut self.inbox), STOP_POLL)?;
-        self.patience.turned(turn, Instant::now());
+        self.patience.turned(turn, begun.elapsed());
         Ok(turn)
     }
 
@@ -144,7 +146,7 @@ impl Wire {
             let message = if let Frame::Message(message) = frame { message } else { return Err(unexpected(header.kind)) };
             self.done(&header);
             match message {
-                Message::Pulse(work) => self.patience.pulsed(work, header.frame_bytes(), Instant::now()),
+                Message::Pulse(work) => self.patience.pulsed(work, header.frame_bytes()),
                 // An offer that nobody here can take up is let go by.
                 Message::Lanes(offer) => self.transport.lanes().map_or(Ok(()), |lanes| lanes.offered(offer))?,
                 Message::Spread(lanes) if self.inbox.unread().is_empty() => self.lanes(header.kind)?.gather(lanes)?,
@@ -178,8 +180,9 @@ impl Wire {
     /// Waits until the transport says so. What a busy peer says meanwhile is heard: it may get on without taking a
     /// byte, and it may have given up.
     fn wait_until(&mut self, done: fn(&mut dyn Transport) -> Result<bool>) -> Result<()> {
-        self.patience.begin(Instant::now());
+        let mut waited = false;
         while !done(&mut *self.transport)? {
+            waited = true;
             let ahead = self.take_own()?;
             if let Some(header) = ahead.filter(|header| header.kind == FrameKind::Abort)
                 && self.inbox.unread().len() >= header.frame_bytes()
@@ -191,11 +194,14 @@ impl Wire {
                 return Err(Error::new(Kind::Transient, format!("{} closed the connection", self.peer())));
             }
         }
+        // It took something, also where no turn said so.
+        if waited {
+            self.patience.progress();
+        }
         Ok(())
     }
 
     fn line(&mut self) -> Result<String> {
-        self.patience.begin(Instant::now());
         loop {
             let unread = self.inbox.unread();
             let shown = &unread[..unread.len().min(GREETING_BYTES_MAX)];
@@ -320,7 +326,6 @@ impl Wire {
 
     /// Waits for the next whole frame. `None`: the peer closed between two frames.
     pub fn next_frame(&mut self) -> Result<Option<Header>> {
-        self.patience.begin(Instant::now());
         loop {
             let ahead = self.take_own()?;
             if let Some(header) = ahead {
@@ -339,10 +344,11 @@ impl Wire {
         }
     }
 
-    /// On a slow link the peer has a megabyte in its kernel's hands and sees nothing of it go: that its bytes come is told.
+    /// On a slow link the peer has a megabyte in its kernel's hands and sees nothing of it go: that its bytes come is told, and
+    /// that whole frames of them are dealt with, of which many may come in one turn and each may take a while.
     /// Where that fails, what the peer says is still heard. Not of a trickle: the peer's kernel takes our pulse, which would
     /// be progress, and a frame could take for ever.
-    fn comes(&mut self, bytes: usize) {
+    pub fn comes(&mut self, bytes: usize) {
         self.came += bytes;
         if self.came >= BLOCK_BYTES {
             let came = std::mem::take(&mut self.came);
@@ -407,7 +413,7 @@ impl Wire {
 impl Witness for Wire {
     fn worked(&mut self, bytes: u64) -> Result<()> {
         self.work = self.work.saturating_add(bytes.max(1));
-        if self.limit.is_none() || self.version < PULSING || self.told.elapsed() < PULSE_INTERVAL {
+        if self.limit.is_none() || self.gave_up || self.version < PULSING || self.told.elapsed() < PULSE_INTERVAL {
             return Ok(());
         }
         self.told = Instant::now();

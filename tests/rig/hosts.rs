@@ -154,10 +154,11 @@ impl Bed {
         run("ip", &["-n", &self.name(side), "link", "set", "eth0", "up"]);
     }
 
-    /// Both directions carry this much and no more: `10mbit`.
+    /// Both directions carry this much and no more: `10mbit`. As many packets wait as several connections have on their way at
+    /// the least: where it is fewer, BBR takes the link for some of them and leaves others to retransmissions that back off.
     pub fn slow(&self, rate: &str) {
         for port in ["s", "r"] {
-            let words = ["qdisc", "replace", "dev", port, "root", "tbf", "rate", rate, "burst", "16kb", "latency", "50ms"];
+            let words = ["qdisc", "replace", "dev", port, "root", "tbf", "rate", rate, "burst", "16kb", "limit", "96kb"];
             run("tc", &[&["-n", &self.switch()], &words[..]].concat());
         }
     }

@@ -20,7 +20,7 @@ use std::time::Duration;
 /// What a session and its lanes tell one another beside pieces.
 #[derive(Debug, Default)]
 struct Shared {
-    /// Bytes that came and that the session has not heard of.
+    /// Bytes of pieces that came and that the session has not heard of.
     came: AtomicUsize,
     /// A limit of our own held a lane back since the session looked.
     paced: AtomicBool,
@@ -130,29 +130,29 @@ impl Seat {
 
     fn carry(&self, tls: &mut Tls, begun: &mut bool) -> Result<()> {
         let (mut head, mut last, mut made) = ([0; PIECE_HEAD_BYTES], None, 0);
-        while self.fill(tls, &mut head, begun)? {
+        while self.fill(tls, &mut head, begun, None)? {
             let PieceHead { number, bytes } = PieceHead::decode(&head)?;
             if last.replace(number).is_some_and(|last| number <= last) {
                 return Err(Error::malformed(format!("piece {number} came behind a later one on its connection")));
             }
             let Some(mut buffer) = self.buffer(&mut made)? else { break };
             let piece = |buffer| Told::Piece { lane: self.lane, number, buffer, bytes };
-            if !self.fill(tls, &mut buffer[..bytes], begun)? || self.told.send(piece(buffer)).is_err() {
+            if !self.fill(tls, &mut buffer[..bytes], begun, Some(&self.shared.came))? || self.told.send(piece(buffer)).is_err() {
                 break;
             }
         }
         Ok(())
     }
 
-    /// Fills the whole room. `false`: the peer said goodbye, or the session is over.
-    fn fill(&self, tls: &mut Tls, room: &mut [u8], begun: &mut bool) -> Result<bool> {
+    /// Fills the whole room, and counts what comes. `false`: the peer said goodbye, or the session is over.
+    fn fill(&self, tls: &mut Tls, room: &mut [u8], begun: &mut bool, came: Option<&AtomicUsize>) -> Result<bool> {
         let mut filled = 0;
         while filled < room.len() {
             match tls.turn_into(&mut room[filled..], STOP_POLL)? {
                 Turn::Received(bytes) => {
                     filled += bytes;
                     *begun = true;
-                    self.shared.came.fetch_add(bytes, Ordering::Relaxed);
+                    came.map(|came| came.fetch_add(bytes, Ordering::Relaxed));
                 }
                 Turn::Closed => return Ok(false),
                 Turn::Paced => self.shared.paced.store(true, Ordering::Relaxed),
@@ -217,7 +217,7 @@ impl Gather {
         self.lanes.get_mut(lane).ok_or_else(|| Error::new(Kind::Failed, "a lane spoke before it joined"))
     }
 
-    /// The next piece goes to the inbox, where it is there.
+    /// The next piece goes to the inbox, where it is there. What is told of its bytes is what was not told while they came.
     fn deliver(&mut self, inbox: &mut Inbox) -> Result<Option<Turn>> {
         let Some(Piece { lane, buffer, bytes }) = self.order.next() else { return Ok(None) };
         // Large frames have made the inbox grow: what it has then stays its own, or each lane would have as much one day.
@@ -231,7 +231,7 @@ impl Gather {
         lane.waiting -= 1;
         // A lane that ended takes none.
         let _ = spare.map(|spare| lane.empties.send(spare));
-        Ok(Some(Turn::Received(bytes)))
+        Ok(Some(Turn::Received(self.shared.came.swap(0, Ordering::Relaxed))))
     }
 
     /// Nothing can be delivered. Whether nothing ever will be.
