@@ -2,6 +2,7 @@
 
 use super::delivery::{Errand, Host};
 use crate::error::{Error, Kind, Result};
+use crate::limits::HANDSHAKE_TIMEOUT;
 use crate::pin::Pin;
 use crate::progress::Progress;
 use crate::state::pairing::{self, KnownReceiver};
@@ -32,11 +33,17 @@ pub fn pin_of(state: &StateDir, address: &str, typed: Option<Pin>) -> Result<Pin
     }
 }
 
-/// Connects to the holder of `pin`. Its handshake may take as long again as the connection.
+/// Connects to the holder of `pin`. Its handshake may take as long again as the connection, and ten seconds at least.
 pub fn connect(host: &Host, address: &str, pin: Pin, protocol: Protocol, stop: &Arc<AtomicBool>) -> Result<Tls> {
     let key = own_key(&host.state)?;
     let socket = tcp::connect(address, host.terms.connect, stop)?;
-    let raw = Raw { socket, peer: address.to_owned(), limit: host.terms.connect, choice: host.choice, stop: Arc::clone(stop) };
+    let raw = Raw {
+        socket,
+        peer: address.to_owned(),
+        limit: host.terms.connect.max(HANDSHAKE_TIMEOUT),
+        choice: host.choice,
+        stop: Arc::clone(stop),
+    };
     tls::connect(raw, &key, pin, protocol)
 }
 

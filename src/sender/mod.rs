@@ -276,6 +276,7 @@ fn send_whole(
     let (geometry, mut names, mut bitmap) = (framer.geometry(), Names::default(), Vec::new());
     for extent in extents {
         framer.stop_if_asked()?;
+        framer.outlet().worked(geometry.bytes_of(extent) as u64)?;
         let chunk = HashedChunk::new(scan.extent(extent).map_err(at_the_source)?, &geometry, hasher, names);
         for extent in chunk.extents(&geometry) {
             mark_all_blocks(extent.blocks.len(), &mut bitmap);

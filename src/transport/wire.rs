@@ -180,9 +180,7 @@ impl Wire {
     /// Waits until the transport says so. What a busy peer says meanwhile is heard: it may get on without taking a
     /// byte, and it may have given up.
     fn wait_until(&mut self, done: fn(&mut dyn Transport) -> Result<bool>) -> Result<()> {
-        let mut waited = false;
         while !done(&mut *self.transport)? {
-            waited = true;
             let ahead = self.take_own()?;
             if let Some(header) = ahead.filter(|header| header.kind == FrameKind::Abort)
                 && self.inbox.unread().len() >= header.frame_bytes()
@@ -194,10 +192,8 @@ impl Wire {
                 return Err(Error::new(Kind::Transient, format!("{} closed the connection", self.peer())));
             }
         }
-        // It took something, also where no turn said so.
-        if waited {
-            self.patience.progress();
-        }
+        // It took what was sent before, also where no turn said so.
+        self.patience.progress();
         Ok(())
     }
 
@@ -291,7 +287,10 @@ impl Wire {
     /// Sends what was added.
     pub fn push(&mut self) -> Result<()> {
         let Some((buffer, filled)) = self.out.take() else { return Ok(()) };
-        self.told = Instant::now();
+        // Less is a trickle, which tells a peer nothing: it needs the pulse as well.
+        if filled >= BLOCK_BYTES {
+            self.told = Instant::now();
+        }
         self.transport.send(buffer, filled)
     }
 
@@ -526,6 +525,22 @@ mod tests {
         near.worked(1).unwrap();
         assert_eq!(near.sent_bytes(), before);
         assert!(near.hear().unwrap_err().chain().contains("Pulse"));
+    }
+
+    #[test]
+    fn who_took_what_was_sent_has_the_whole_limit_for_its_answer() {
+        let (mut near, mut far) = pair(LATER);
+        let slow = thread::spawn(move || {
+            for _ in 0..2 {
+                thread::sleep(LATER * 6 / 10);
+                far.say(&Message::HaveEnd).unwrap();
+            }
+            far
+        });
+        assert_eq!(near.hear().unwrap(), Message::HaveEnd);
+        near.say(&Message::Mark(1)).unwrap();
+        assert_eq!(near.hear().unwrap(), Message::HaveEnd);
+        drop(slow.join().unwrap());
     }
 
     #[test]
