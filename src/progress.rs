@@ -35,6 +35,11 @@ impl Phase {
 pub trait Witness {
     /// This much more is done, in bytes of the volume, the device or the journal. An error: the peer is gone.
     fn worked(&mut self, bytes: u64) -> Result<()>;
+
+    /// A step is done that is not counted in bytes and goes on whoever is gone: what is sealed will be committed.
+    fn step(&mut self) {
+        let _ = self.worked(1);
+    }
 }
 
 /// Nobody waits for this step.

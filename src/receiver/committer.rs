@@ -69,7 +69,7 @@ pub fn seal_and_commit(
 ) -> Result<()> {
     let seal = Seal { generation: commit.generation, root: commit.root, frames: 0, chain: 0, source_time_ms: commit.source_time_ms };
     let journal = journal.seal(seal)?;
-    let _ = witness.worked(1);
+    witness.step();
     failpoint::reach("receiver.journal-synced");
     commit_journal(site, record, commit, draft, journal, target, witness)
 }
@@ -86,12 +86,12 @@ pub fn commit_journal(
 ) -> Result<()> {
     let hasher = Hasher::new(record.algorithm, &record.secret);
     draft.seal(about(record, commit)?)?;
-    let _ = witness.worked(1);
+    witness.step();
     failpoint::reach("receiver.next-sealed");
     let applying = Stage::Applying { generation: commit.generation, root: commit.root, source_time_ms: commit.source_time_ms };
     let begun = ReplicaRecord { stage: applying, ..record.clone() };
     begun.store(site.files())?;
-    let _ = witness.worked(1);
+    witness.step();
     *record = begun;
     failpoint::reach("receiver.applying-recorded");
     let (_, walk) = Walk::open(journal)?;
@@ -148,7 +148,7 @@ pub fn apply(
 /// The device is flushed: brings manifest and record to the new generation and drops the journal.
 /// Without a draft at hand (after a crash) the sealed one on disk is installed.
 pub fn finish(site: &dyn Site, record: &mut ReplicaRecord, commit: &Commit, draft: Option<Draft>, witness: &mut dyn Witness) -> Result<()> {
-    let _ = witness.worked(1);
+    witness.step();
     let geometry = record.geometry()?;
     let manifest = match draft {
         Some(draft) => Some(draft.install(site.files(), witness)?),
@@ -161,9 +161,9 @@ pub fn finish(site: &dyn Site, record: &mut ReplicaRecord, commit: &Commit, draf
             Damage::Refuse,
         )?,
     };
-    let _ = witness.worked(1);
+    witness.step();
     record_commit(site, record, commit, manifest.is_none())?;
-    let _ = witness.worked(1);
+    witness.step();
     drop(manifest);
     // A journal that a crash brings back belongs to the generation before, and goes then.
     site.discard_journal().within(|| "the generation is committed; its journal is left over")?;
@@ -199,14 +199,14 @@ pub fn commit_direct(
     witness: &mut dyn Witness,
 ) -> Result<()> {
     target.flush()?;
-    let _ = witness.worked(1);
+    witness.step();
     failpoint::reach("receiver.device-flushed");
     draft.seal(about(record, commit)?)?;
-    let _ = witness.worked(1);
+    witness.step();
     failpoint::reach("receiver.next-sealed");
     // From here on a crash leaves a sealed draft of this generation; the record decides whether it counts.
     record_commit(site, record, commit, false)?;
-    let _ = witness.worked(1);
+    witness.step();
     if draft.install(site.files(), witness).is_err() {
         return Err(Error::new(
             Kind::Storage,

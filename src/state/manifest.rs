@@ -570,7 +570,7 @@ impl Draft {
             self.base.write()?;
             // From here on a crash leaves the new pages under the old header, and the draft.
             self.base.file.sync()?;
-            let _ = witness.worked(1);
+            witness.step();
         }
         self.base.write_header(about)?;
         self.base.file.sync()?;

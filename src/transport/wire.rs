@@ -528,6 +528,18 @@ mod tests {
     }
 
     #[test]
+    fn a_small_frame_stands_in_for_no_pulse_and_a_block_does() {
+        for (bytes, pulses) in [(40, true), (BLOCK_BYTES, false)] {
+            let (mut near, _far) = pair(LATER);
+            near.told -= 2 * PULSE_INTERVAL;
+            near.put_bytes(&vec![0; bytes]).and_then(|()| near.push()).unwrap();
+            let before = near.sent_bytes();
+            near.worked(1).unwrap();
+            assert_eq!(near.sent_bytes() > before, pulses, "{bytes} bytes");
+        }
+    }
+
+    #[test]
     fn who_took_what_was_sent_has_the_whole_limit_for_its_answer() {
         let (mut near, mut far) = pair(LATER);
         let slow = thread::spawn(move || {

@@ -99,7 +99,7 @@ pub struct Defaults {
     /// Connections to a receiver daemon.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connections: Option<Connections>,
-    /// Time for a connection, and again for its handshake.
+    /// Time for a connection, and again for its handshake, which has ten seconds at least.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connect_timeout: Option<Span>,
     /// Time without progress.
@@ -205,7 +205,7 @@ pub struct JobEntry {
     /// Volumes are read at each run, be they idle or not; a volume may say otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_too: Option<bool>,
-    /// Time for a connection, and again for its handshake.
+    /// Time for a connection, and again for its handshake, which has ten seconds at least.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connect_timeout: Option<Span>,
     /// Time without progress.
