@@ -91,12 +91,20 @@ replicas_are() { # NAME VOLUME…: byte for byte what the volumes are
   shift
   for name; do cmp -s /dev/vg/$name /dev/rvg/$receiver-$name || return 1; done
 }
-generation_of() { # STATE: the largest one among its replicas
+generation_of() { # STATE VOLUME: that of its replica, once committed
   blockferry status --json --state-dir "$1" | python3 -c '
 import json, sys
 lines = [json.loads(line) for line in sys.stdin]
-print(max(line["generation"] for line in lines if line["type"] == "replica"))'
+print(next(line["generation"] for line in lines if line["type"] == "replica" and line["target"].endswith("-" + sys.argv[1])))' "$2"
 }
+is_after() { [ "$(generation_of "$1" "$2")" -gt "$3" ]; } # STATE VOLUME GENERATION
+modes_of() { # JOB VOLUME: how its passes that committed got there: none, journal, or direct for a first copy
+  blockferry history "$1" --json --last 1000 --config /tmp/agent.toml | python3 -c '
+import json, sys
+runs = [line for line in map(json.loads, sys.stdin) if line["type"] == "run"]
+print(*(leg["mode"] for run in runs for leg in run["legs"] if leg["replica"] == sys.argv[1] and leg["result"] == "committed"), sep="\n")' "$2"
+}
+has_run() { [ -n "$(modes_of "$1" "$2")" ]; } # JOB VOLUME
 
 # ---------------------------------------------------------------- the story
 
@@ -133,13 +141,15 @@ wait_until replicas_are near two three
 wait_until replicas_are far two three
 
 echo "# renamed: another label, the same replicas"
-before=$(generation_of /tmp/state-near)
+before=$(generation_of /tmp/state-near two)
 agent_file renamed > /tmp/agent.toml
 kill -HUP "$agent_pid"
 wait_until status_says '"job":"renamed"|"name":"renamed"'
 noise_at /dev/vg/two 4 1
 wait_until replicas_are near two
-[ "$(generation_of /tmp/state-near)" -gt "$before" ] || fail "the renamed job began anew"
+wait_until is_after /tmp/state-near two "$before" # the bytes are there before their generation counts
+wait_until has_run renamed two
+if modes_of renamed two | grep -x direct; then fail "the renamed job began anew"; fi
 
 echo "# paused: nothing goes; resumed: it does"
 blockferry pause renamed --reason maintenance --config /tmp/agent.toml
