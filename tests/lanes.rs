@@ -71,10 +71,10 @@ impl Stage {
         assert!(fs::read(&self.image).unwrap() == fs::read(self.receiver.image("db")).unwrap(), "{}", self.receiver.log());
     }
 
-    /// A run of several connections that is slow enough to be met in the middle: of 40 MiB, it goes over them after four
-    /// seconds and has sixteen left.
+    /// A run of several connections that is slow enough to be met in the middle: of 40 MiB, it goes over them after eight
+    /// seconds and has half a minute left.
     fn start_slowly(&self) -> receiver::Running {
-        let more = ["-v", "--connections", "3", "--compress", "none", "--bandwidth", "2MiB/s"];
+        let more = ["-v", "--connections", "3", "--compress", "none", "--bandwidth", "1MiB/s"];
         let mut run = self.agent.start_pass("clone", &self.image, &self.receiver, "db", &more);
         // Beside the daemon's own: one for the session, and one for each connection beside it.
         wait_until("the run goes over its connections", || self.receiver.threads() >= 5 || run.is_over());
@@ -111,7 +111,7 @@ fn what_comes_over_several_connections_is_what_comes_over_one() {
         fs::write(&stage.image, noise(seed, 40 * MIB)).unwrap();
     }
     // Through the journal; slowly enough for the connections to be there before the end is.
-    let slowly = ["--shards", "2", "--bandwidth", "4MiB/s"];
+    let slowly = ["--shards", "2", "--bandwidth", "2MiB/s"];
     let (code, said) = stage.clone(&[&several[..], &slowly].concat());
     assert!(code == Some(0) && said.contains("goes over 3 connections from now on"), "{said}");
     stage.is_same();
@@ -142,7 +142,7 @@ fn a_receiver_that_gives_fewer_connections_or_none_is_gone_on_with() {
     // One that has given what it has to others. Its refusals are heard while there is something to send.
     let stage = Stage::new("connections_max = 2", 16);
     let _others = stage.spread();
-    let (code, said) = stage.clone(&["--connections", "2", "--bandwidth", "2MiB/s"]);
+    let (code, said) = stage.clone(&["--connections", "2", "--bandwidth", "1MiB/s"]);
     assert!(code == Some(0) && said.contains("0 further connections") && said.contains("takes no further connection"), "{said}");
     stage.is_same();
 }
@@ -215,7 +215,7 @@ fn a_sender_that_is_stopped_says_so_where_nothing_holds_it_up() {
 #[test]
 fn who_is_to_stop_waits_for_no_limit_of_his_own() {
     let stage = Stage::new("", 40);
-    let more = ["--connections", "8", "--compress", "none", "--bandwidth", "1MiB/s"];
+    let more = ["--connections", "8", "--compress", "none", "--bandwidth", "512KiB/s"];
     let mut run = stage.agent.start_pass("clone", &stage.image, &stage.receiver, "db", &more);
     wait_until("the run goes over its connections", || stage.receiver.threads() >= 10 || run.is_over());
     std::thread::sleep(Duration::from_secs(1));
@@ -223,8 +223,8 @@ fn who_is_to_stop_waits_for_no_limit_of_his_own() {
     interrupt(&run);
     let begun = Instant::now();
     let (code, said) = end(&run.wait());
-    // What lies in its buffers would take more than twenty seconds.
-    assert!(code == Some(130) && begun.elapsed() < Duration::from_secs(15), "{:?} {said}", begun.elapsed());
+    // What lies in its buffers would take more than forty seconds.
+    assert!(code == Some(130) && begun.elapsed() < Duration::from_secs(30), "{:?} {said}", begun.elapsed());
 }
 
 #[test]
@@ -245,7 +245,7 @@ fn a_receiver_that_is_stopped_ends_its_sessions_and_the_next_run_goes_on() {
 fn extents_larger_than_a_buffer_arrive_whole_and_cost_no_memory_for_each_connection() {
     let stage = Stage::new("", 160);
     // Slowly enough for all of them to be there long before the end is.
-    let more = ["--connections", "16", "--extent-size", "4M", "--compress", "none", "--bandwidth", "16MiB/s"];
+    let more = ["--connections", "16", "--extent-size", "4M", "--compress", "none", "--bandwidth", "8MiB/s"];
     let (code, said) = stage.clone(&more);
     assert!(code == Some(0) && said.contains("goes over 16 connections"), "{said}");
     stage.is_same();
@@ -272,11 +272,11 @@ fn a_client_that_is_revoked_loses_all_of_its_connections() {
 fn a_limit_holds_for_all_connections_together() {
     let stage = Stage::new("", 24);
     let begun = Instant::now();
-    let (code, said) = stage.clone(&["--connections", "4", "--compress", "none", "--bandwidth", "4MiB/s"]);
+    let (code, said) = stage.clone(&["--connections", "4", "--compress", "none", "--bandwidth", "2MiB/s"]);
     assert!(code == Some(0) && said.contains("goes over 4 connections"), "{said}");
-    // Six seconds, less a burst of a tenth of a second and the last piece of each connection, for which nobody waits. Where
-    // each had the limit for itself it would be three.
-    assert!(begun.elapsed() > Duration::from_secs(5), "{:?}", begun.elapsed());
+    // Twelve seconds, less a burst of a tenth of a second and the last piece of each connection, for which nobody waits. Where
+    // each had the limit for itself it would be six.
+    assert!(begun.elapsed() > Duration::from_secs(9), "{:?}", begun.elapsed());
     stage.is_same();
 }
 
@@ -610,18 +610,22 @@ fn a_connection_that_is_cut_in_its_first_piece_ends_the_session_at_once() {
 #[test]
 fn what_came_before_a_cut_is_taken() {
     let stage = Stage::new("", 1);
-    let (mut wire, offer) = stage.session();
-    let [(mut a, cut_a), (mut b, _)] = [(); 2].map(|()| lane(&stage.agent, &stage.receiver, &offer).unwrap());
-    piece(&mut a, 0, &data(1));
     let abort = Message::Abort(stream::Refusal { kind: Kind::Failed, message: "my last words".into() });
-    piece(&mut b, 1, &stream::encode(&abort));
-    // Nobody outside sees that a piece has gone from its connection's thread to the session.
-    std::thread::sleep(Duration::from_secs(2));
-    cut(a, &cut_a);
-    std::thread::sleep(Duration::from_secs(2));
-    // All of it is there when the session goes over.
-    go_over(&mut wire, 2);
-    stage.receiver.wait_for("my last words");
+    // Nobody outside sees that a piece has gone from its connection's thread to the session: where a machine stands still for as
+    // long as is waited here, the cut comes first. One of three tries shows it.
+    let is_taken = |try_: usize| {
+        let (mut wire, offer) = stage.session();
+        let [(mut a, cut_a), (mut b, _)] = [(); 2].map(|()| lane(&stage.agent, &stage.receiver, &offer).unwrap());
+        piece(&mut a, 0, &data(1));
+        piece(&mut b, 1, &stream::encode(&abort));
+        std::thread::sleep(Duration::from_secs(2));
+        cut(a, &cut_a);
+        std::thread::sleep(Duration::from_secs(2));
+        // All of it is there when the session goes over.
+        go_over(&mut wire, 2);
+        stage.receiver.wait_for_times("session client=", try_).contains("my last words")
+    };
+    assert!((1..4).any(is_taken), "{}", stage.receiver.log());
 }
 
 /// Bytes of a pulse count no more here than on the first connection, and not twice.

@@ -1,6 +1,6 @@
 //! Two hosts on a network that fails: every run either completes, or ends with exit 4 on both sides by the
 //! stall limit, and the next one sends only the rest. Real processes on hosts of their own (network namespaces),
-//! mostly with the smallest stall limit. A fault begins when so many bytes have crossed, never after a sleep.
+//! where one is to give up with a short stall limit. A fault begins when so many bytes have crossed, never after a sleep.
 
 #[path = "rig/daemon.rs"]
 mod daemon;
@@ -23,10 +23,9 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::{Duration, Instant};
 
-/// The smallest stall limit that may be set, of the sender and of the receiver.
-const SHORT: [&str; 2] = ["5s", "5s"];
-/// Those that a busy peer's pulses, which come every two seconds, keep also on a machine that stands still for a while.
-const MIDDLE: [&str; 2] = ["10s", "10s"];
+/// Stall limits of the sender and of the receiver that a busy peer's pulses, which come every two seconds, keep also on a machine
+/// whose disk takes a while for a sync.
+const SHORT: [&str; 2] = ["15s", "15s"];
 /// Where a run is to live, also on a machine that stands still for a while.
 const LONG: [&str; 2] = ["60s", "60s"];
 /// Longer than a right end takes on a busy machine, and less than by the default limit of two minutes.
@@ -36,7 +35,7 @@ const MIB: usize = 1 << 20;
 /// has to wait for its turn on a busy machine.
 const VOLUME: usize = 12 * MIB;
 const PACE: [&str; 2] = ["--bandwidth", "512KiB/s"];
-/// A link on which a megabyte takes twice as long as `MIDDLE`.
+/// A link on which a megabyte takes longer than `SHORT`: twenty seconds and more.
 const SLOW: &str = "400kbit";
 
 /// A source and a replica on two hosts.
@@ -117,8 +116,10 @@ impl Story {
     /// Starts a paced run and returns when this much of it has crossed.
     fn start_and_wait(&self, bytes: usize) -> Running {
         let before = carried(self.receiver.process());
-        let run = self.start(&PACE);
-        wait_until("enough of a run has crossed", || carried(self.receiver.process()) >= before + bytes as u64);
+        let mut run = self.start(&PACE);
+        let crossed = || carried(self.receiver.process()) >= before + bytes as u64;
+        wait_until("enough of a run has crossed", || crossed() || run.is_over());
+        assert!(!run.is_over(), "the run was over before anything happened to it:\n{}", self.receiver.log());
         run
     }
 
@@ -190,7 +191,7 @@ fn noise(seed: u64, bytes: usize) -> Vec<u8> {
     content
 }
 
-const NOTHING_MOVED: &str = "moved no byte and got no work done for 5 seconds";
+const NOTHING_MOVED: &str = "moved no byte and got no work done for 15 seconds";
 
 /// On a slow machine it lasts longer, and TCP waits longer still before it tries again: the stall limit is no short one here.
 #[test]
@@ -302,7 +303,7 @@ fn a_host_that_vanishes_is_given_up_and_comes_back_with_what_it_had() {
 #[test]
 fn a_reset_ends_a_run_at_once_and_the_other_side_within_its_limit() {
     let test = "a_reset_ends_a_run_at_once_and_the_other_side_within_its_limit";
-    let Some(story) = Story::over(test, None, ["2min", "5s"]) else { return };
+    let Some(story) = Story::over(test, None, ["2min", "15s"]) else { return };
     let old = story.copied_and_changed();
     let run = story.start_and_wait(VOLUME / 3);
     story.bed.reset();
@@ -319,11 +320,11 @@ fn a_slow_link_is_used_whole_and_a_limit_below_it_holds() {
     let Some(story) = Story::over("a_slow_link_is_used_whole_and_a_limit_below_it_holds", None, LONG) else { return };
     story.bed.slow("10mbit");
     let mut seeds = 3..;
-    // Two megabytes are 17 Mbit, and what frames and packets add. A busy machine may take longer once or twice.
+    // Two megabytes are 17 Mbit, and what frames and packets add. A busy machine may take longer a few times.
     let mut takes = |limit: &str, expected: std::ops::Range<f64>| {
         let mut times = Vec::new();
         while !times.iter().any(|took| *took < expected.end) {
-            assert!(times.len() < 3, "2 MiB over 10 Mbit/s with {limit} took {times:?} seconds");
+            assert!(times.len() < 5, "2 MiB over 10 Mbit/s with {limit} took {times:?} seconds");
             fs::write(&story.image, noise(seeds.next().unwrap(), 2 * MIB)).unwrap();
             let begun = Instant::now();
             story.completes(&["--bandwidth", limit]);
@@ -340,7 +341,7 @@ fn a_slow_link_is_used_whole_and_a_limit_below_it_holds() {
 /// that the bytes arrived.
 #[test]
 fn a_link_of_less_than_a_megabit_is_slow_and_not_dead() {
-    let Some(story) = Story::over("a_link_of_less_than_a_megabit_is_slow_and_not_dead", None, MIDDLE) else { return };
+    let Some(story) = Story::over("a_link_of_less_than_a_megabit_is_slow_and_not_dead", None, SHORT) else { return };
     fs::write(&story.image, noise(5, MIB + MIB / 8)).unwrap();
     story.bed.slow(SLOW);
     story.is_done(story.start(&[]));
@@ -381,11 +382,11 @@ fn several_connections_over_a_partition_are_given_up_together_and_go_on() {
 #[test]
 fn several_connections_on_a_link_that_became_slow_are_slow_and_not_dead() {
     let test = "several_connections_on_a_link_that_became_slow_are_slow_and_not_dead";
-    let Some(story) = Story::over(test, None, MIDDLE) else { return };
+    let Some(story) = Story::over(test, None, SHORT) else { return };
     story.bed.slow("16mbit");
     let mut run = start_on_three(&story, &[]);
     story.bed.slow(SLOW);
-    std::thread::sleep(Duration::from_secs(24));
+    std::thread::sleep(Duration::from_secs(30));
     assert!(!run.is_over(), "{}", story.receiver.log());
     story.bed.slow("1gbit");
     let summary = summary(&run.wait());
@@ -405,7 +406,7 @@ fn a_commit_whose_link_is_gone_happens_and_the_next_run_adopts_it() {
     fs::File::create(&base).and_then(|file| file.set_len(VOLUME as u64)).unwrap();
     // A disk that needs four seconds to apply.
     let device = Daemon::slow(&base, 3 << 20);
-    let Some(story) = Story::over(test, Some(device.path()), MIDDLE) else { return };
+    let Some(story) = Story::over(test, Some(device.path()), SHORT) else { return };
     story.copied_and_changed();
     let record = fs::read_dir(story.receiver.state().join("replicas")).unwrap().next().unwrap().unwrap().path().join("record");
     let is_applying = || fs::read_to_string(&record).is_ok_and(|text| text.contains("applying"));
@@ -427,7 +428,7 @@ fn a_commit_whose_link_is_gone_happens_and_the_next_run_adopts_it() {
         tries += 1;
     };
     story.receiver.wait_for(&format!("result=committed generation={generation}"));
-    gives_up(run, "moved no byte and got no work done for 10 seconds");
+    gives_up(run, NOTHING_MOVED);
     story.is_same();
     story.bed.plug(Side::Replica);
     let summary = story.completes(&[]);

@@ -260,7 +260,7 @@ assert_said() { # PATTERN…: extended, without regard to case
 
 # ---------------------------------------------------------------- events
 
-PATIENCE=240 # seconds for what takes a few: only what never comes is to be noticed
+PATIENCE=480 # seconds for what takes a few: only what never comes is to be noticed
 wait_until() { # COMMAND…: fails when the command does not succeed in any time that makes sense
   local now end
   read -r now _ < /proc/uptime

@@ -21,6 +21,12 @@ fn signal(child: &Child, signal: Signal) {
 /// Waits for the end of a run, then lets go of its link: the other end shares its standard error, so
 /// that what was said is complete only when both are gone.
 fn end(mut child: Child, link: &mut Link) -> Ended {
+    wait_for_end(&mut child);
+    link.cut();
+    Ended::of(child.wait_with_output().expect("what it said"))
+}
+
+fn wait_for_end(child: &mut Child) {
     let deadline = Instant::now() + Duration::from_secs(240);
     while child.try_wait().expect("a child").is_none() {
         if Instant::now() > deadline {
@@ -29,8 +35,6 @@ fn end(mut child: Child, link: &mut Link) -> Ended {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    link.cut();
-    Ended::of(child.wait_with_output().expect("what it said"))
 }
 
 /// Waits until nobody works on a pair.
@@ -202,26 +206,34 @@ fn a_killed_receiver_keeps_what_its_journal_had_synced() {
 #[test]
 fn a_killed_local_run_is_completed_by_the_next() {
     for first in [true, false] {
-        let ferry = Ferry::new();
-        let (source, target) = (ferry.image("source", &noise(1, 64 * MIB)), ferry.name("target"));
-        if !first {
-            ferry.clone(&source, &target, &[]);
-            fs::write(&source, noise(2, 64 * MIB)).unwrap();
-        }
-        let mut child = ferry.start(&["clone", &source, &target]);
-        let growing = || match first {
-            true => fs::metadata(&target).is_ok() && crate::ferry::allocated(&target) > 4 * MIB as u64,
-            false => fs::metadata(ferry.pair("state", "replicas").join("journal")).is_ok_and(|found| found.len() > 4 * MIB as u64),
-        };
-        while !growing() && child.try_wait().unwrap().is_none() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        signal(&child, Signal::SIGKILL);
-        child.wait().expect("its end");
-        ferry.clone(&source, &target, &[]);
-        equal(&source, &target);
-        ferry.clone(&source, &target, &[]).sent_nothing();
+        // On a busy machine a run may be over before it is met.
+        assert!((0..3).any(|_| is_killed_in_the_middle_and_completed(first)), "{first}");
     }
+}
+
+/// Kills a local run, a first copy or an increment, once it has written something, and has the next one complete it. Whether it was
+/// alive until then.
+fn is_killed_in_the_middle_and_completed(first: bool) -> bool {
+    let ferry = Ferry::new();
+    let (source, target) = (ferry.image("source", &noise(1, 64 * MIB)), ferry.name("target"));
+    if !first {
+        ferry.clone(&source, &target, &[]);
+        fs::write(&source, noise(2, 64 * MIB)).unwrap();
+    }
+    let mut child = ferry.start(&["clone", &source, &target]);
+    let growing = || match first {
+        true => fs::metadata(&target).is_ok() && crate::ferry::allocated(&target) > 4 * MIB as u64,
+        false => fs::metadata(ferry.pair("state", "replicas").join("journal")).is_ok_and(|found| found.len() > 4 * MIB as u64),
+    };
+    while !growing() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let _ = child.kill(); // it may have ended
+    let killed = child.wait().expect("its end").code().is_none();
+    ferry.clone(&source, &target, &[]);
+    equal(&source, &target);
+    ferry.clone(&source, &target, &[]).sent_nothing();
+    killed
 }
 
 /// The remote shell waits for a link that moves nothing. The first signal gives it a few seconds, the
@@ -234,15 +246,16 @@ fn a_second_signal_ends_at_once() {
         assert!(took.len() < 3, "it took {took:?}");
         let story = Story::new(16 * MIB);
         let mut link = Link::stalling_after(&story.ferry, 9 * MIB);
-        let child = story.start_over(&link);
+        let mut child = story.start_over(&link);
         link.wait();
         signal(&child, Signal::SIGINT);
         std::thread::sleep(Duration::from_millis(700));
         let second = Instant::now();
         // It may have ended by itself meanwhile.
         let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGINT);
-        assert_eq!(end(child, &mut link).code, Some(130));
+        wait_for_end(&mut child);
         took.push(second.elapsed());
+        assert_eq!(end(child, &mut link).code, Some(130));
     }
 }
 

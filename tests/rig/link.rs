@@ -10,13 +10,15 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// `up` comes from the program on this side, `down` goes to the one that the shell runs. The way back is direct.
+/// `up` comes from the program on this side, `down` goes to the one that the shell runs. The way back is direct. A sender that waits
+/// in vain kills this shell, as it would kill ssh; the program, as if on its own host, goes on to its end.
 const SHELL: &str = r#"folder=$1
 shift 2
 exec 3<&0
 cat <&3 >"$folder/up" &
 exec 3<&-
-exec sh -c "$*" <"$folder/down"
+(sh -c "$*" <"$folder/down") &
+wait $!
 "#;
 
 /// One session's way from the sender to the receiver.

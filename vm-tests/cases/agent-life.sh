@@ -42,6 +42,7 @@ stop_receiver() { # NAME
 start_agent() {
   setsid blockferry agent --config /tmp/agent.toml >> /tmp/agent.log 2>&1 < /dev/null &
   agent_pid=$!
+  wait_until status_says "\"agent_pid\":$agent_pid[,}]"
 }
 cat > /tmp/page << 'END'
 #!/bin/sh
@@ -65,7 +66,7 @@ pin = "$(blockferry pair key --state-dir /tmp/state-far | grep -o 'sha256:[0-9a-
 name = "$1"
 receivers = ["near", "far"]
 volumes = [$(for name in "${volumes[@]}"; do printf '{ source = "vg/%s", replica = "%s" }, ' "$name" "$name"; done)]
-every = "3s"
+every = "6s"
 rpo = "2min"
 retry = { initial = "1s", max = "2s" }
 stall_timeout = "20s"
@@ -104,6 +105,12 @@ import json, sys
 runs = [line for line in map(json.loads, sys.stdin) if line["type"] == "run"]
 print(*(leg["mode"] for run in runs for leg in run["legs"] if leg["replica"] == sys.argv[1] and leg["result"] == "committed"), sep="\n")' "$2"
 }
+nothing_runs() { status_says '"is":"' && ! grep -Eq '"is":"(running|quiet-wait)"' <<< "$said" && [ -z "$(snapshots_of_ours)" ]; }
+comes_to_rest() { # after a pause; also when the agent had just looked, and begins once more
+  wait_until nothing_runs
+  read -rt 3 -u "$pause" || true
+  wait_until nothing_runs
+}
 has_run() { [ -n "$(modes_of "$1" "$2")" ]; } # JOB VOLUME
 
 # ---------------------------------------------------------------- the story
@@ -118,6 +125,7 @@ wait_until replicas_are near two three
 wait_until replicas_are far two three
 
 echo "# a receiver is away: the other goes on, somebody is told, and what it missed arrives when it is back"
+: > /tmp/pages
 stop_receiver far
 noise_at /dev/vg/two 10 2
 wait_until replicas_are near two
@@ -133,7 +141,7 @@ wait_until monitor_says 0
 echo "# the agent is killed in the middle of things"
 noise 2000000 > /tmp/one/more
 noise_at /dev/vg/three 1 6
-wait_until snapshot_appeared
+wait_until snapshot_node vg
 kill -9 "$agent_pid"
 wait "$agent_pid" 2> /dev/null || true
 start_agent
@@ -144,7 +152,7 @@ echo "# renamed: another label, the same replicas"
 before=$(generation_of /tmp/state-near two)
 agent_file renamed > /tmp/agent.toml
 kill -HUP "$agent_pid"
-wait_until status_says '"job":"renamed"|"name":"renamed"'
+wait_until grep -q 'configuration reloaded' /tmp/agent.log
 noise_at /dev/vg/two 4 1
 wait_until replicas_are near two
 wait_until is_after /tmp/state-near two "$before" # the bytes are there before their generation counts
@@ -153,10 +161,9 @@ if modes_of renamed two | grep -x direct; then fail "the renamed job began anew"
 
 echo "# paused: nothing goes; resumed: it does"
 blockferry pause renamed --reason maintenance --config /tmp/agent.toml
-nothing_runs() { status_says 'paused' && ! grep -q '"activity":"running' <<< "$said" && [ -z "$(snapshots_of_ours)" ]; }
-wait_until nothing_runs
+comes_to_rest
 noise_at /dev/vg/three 12 1
-read -rt 7 -u "$pause" || true # two intervals and more
+read -rt 13 -u "$pause" || true # two intervals and more
 if replicas_are near three; then fail "a paused job ran"; fi
 blockferry resume renamed --config /tmp/agent.toml
 wait_until replicas_are near three
@@ -166,13 +173,14 @@ echo "# a receiver stands still: a second run is told to wait, and abort ends th
 kill -STOP "$pid_far"
 noise_at /dev/vg/two 6 1
 wait_until status_says 'running'
-is_refused_for_the_first() { # it may come between two tries of the first, and is one itself then
+# It may come between two tries of the first, and is one itself then: after it the agent, which asks every five seconds, has its turn.
+is_refused_for_the_first() {
   local code=0
   blockferry run renamed --config /tmp/agent.toml || code=$?
-  case $code in 5) return 0 ;; 3 | 4) return 1 ;; *) fail "a second run ended with $code" ;; esac
+  case $code in 5) return 0 ;; 3 | 4) read -rt 7 -u "$pause" || true && return 1 ;; *) fail "a second run ended with $code" ;; esac
 }
 wait_until is_refused_for_the_first
-blockferry abort renamed --config /tmp/agent.toml
+wait_until blockferry abort renamed --config /tmp/agent.toml # a busy agent asks to be asked again
 kill -CONT "$pid_far"
 blockferry resume renamed --config /tmp/agent.toml 2> /dev/null || true
 wait_until replicas_are far two
@@ -182,6 +190,8 @@ umount /tmp/one
 wait_until replicas_are near one two three
 wait_until replicas_are far one two three
 wait_until monitor_says 0
+blockferry pause renamed --reason 'the end' --config /tmp/agent.toml
+comes_to_rest # a run that is ended before it is acknowledged has something left to say
 kill "$agent_pid"
 wait "$agent_pid" || true
 blockferry doctor --state-dir "$STATE"

@@ -10,11 +10,12 @@ mount_fs ext4 /dev/vg/src /tmp/m
 noise 30000000 > /tmp/m/file
 sync
 interpose replica /dev/rvg/replica
-slow_writes replica 5000
+slow_writes replica 2000
 cow_has() { [ "$(lv_field "$(snapshots_of_ours)" lv_size)" -gt $((16 * MIB)) ]; }
 
 ferry_in_background clone /dev/vg/src /dev/mapper/replica --state-dir "$STATE" --snapshot-size fixed:16MiB
 wait_until has_written /dev/mapper/replica 2
+slow_writes replica 60000 # until it is healed: the run does not end before the store was looked at
 noise 11000000 > /tmp/m/more # 65 % of the store
 sync
 wait_until cow_has

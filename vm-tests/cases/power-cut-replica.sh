@@ -22,8 +22,9 @@ make_pair() {
     noise_at /dev/vg/src 4 16
   fi
   sync
-  slow_writes replica 100
-  if [ "$1" = journal ]; then slow_writes state 500; fi # so that the moment before the seal is not missed
+  # So that no moment is missed: the end of the commit, and with the journal the seal.
+  if [ "$1" != committed ]; then slow_writes replica 1000; fi
+  if [ "$1" = journal ]; then slow_writes state 1500; fi
 }
 
 before_cut() {

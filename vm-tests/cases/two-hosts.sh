@@ -18,7 +18,7 @@ generation=$(bytes_of /dev/rvg/replica)
 
 noise 24000000 > /tmp/m/new
 sync
-slow_link 16mbit
+slow_link 8mbit
 ferry_from_source clone /dev/vg/src replica:/dev/rvg/replica > /tmp/ferry.log 2>&1 &
 ferry_pid=$!
 wait_until journal_holds 10 "$FAR_STATE"
