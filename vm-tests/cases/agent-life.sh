@@ -105,7 +105,7 @@ import json, sys
 runs = [line for line in map(json.loads, sys.stdin) if line["type"] == "run"]
 print(*(leg["mode"] for run in runs for leg in run["legs"] if leg["replica"] == sys.argv[1] and leg["result"] == "committed"), sep="\n")' "$2"
 }
-nothing_runs() { status_says '"is":"' && ! grep -Eq '"is":"(running|quiet-wait)"' <<< "$said" && [ -z "$(snapshots_of_ours)" ]; }
+nothing_runs() { status_says '"is":"paused"' && [ -z "$(snapshots_of_ours)" ]; } # a run is told of before a pause
 comes_to_rest() { # after a pause; also when the agent had just looked, and begins once more
   wait_until nothing_runs
   read -rt 3 -u "$pause" || true
@@ -153,6 +153,7 @@ before=$(generation_of /tmp/state-near two)
 agent_file renamed > /tmp/agent.toml
 kill -HUP "$agent_pid"
 wait_until grep -q 'configuration reloaded' /tmp/agent.log
+wait_until status_says '"job":"renamed"|"name":"renamed"'
 noise_at /dev/vg/two 4 1
 wait_until replicas_are near two
 wait_until is_after /tmp/state-near two "$before" # the bytes are there before their generation counts
@@ -177,7 +178,14 @@ wait_until status_says 'running'
 is_refused_for_the_first() {
   local code=0
   blockferry run renamed --config /tmp/agent.toml || code=$?
-  case $code in 5) return 0 ;; 3 | 4) read -rt 7 -u "$pause" || true && return 1 ;; *) fail "a second run ended with $code" ;; esac
+  case $code in
+    5) return 0 ;;
+    3 | 4)
+      read -rt 7 -u "$pause" || true
+      return 1
+      ;;
+    *) fail "a second run ended with $code" ;;
+  esac
 }
 wait_until is_refused_for_the_first
 wait_until blockferry abort renamed --config /tmp/agent.toml # a busy agent asks to be asked again

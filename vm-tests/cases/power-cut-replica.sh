@@ -22,8 +22,9 @@ make_pair() {
     noise_at /dev/vg/src 4 16
   fi
   sync
-  # So that no moment is missed: the end of the commit, and with the journal the seal.
-  if [ "$1" != committed ]; then slow_writes replica 1000; fi
+  # So that no moment is missed: the end of the commit, and with the journal the seal. After the commit a write that nobody waited
+  # for is still on its way.
+  if [ "$1" = committed ]; then slow_writes replica 100; else slow_writes replica 1000; fi
   if [ "$1" = journal ]; then slow_writes state 1500; fi
 }
 
